@@ -1,0 +1,143 @@
+//! Reads as values: what is asked, what is answered, and what a waiting reader watches.
+
+use quorate_types::{Check, CheckStatus, KvPair, ModifyIndex, Node, Service};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// A question to the replicated state. Names compare without case; ids and keys with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Query {
+    /// Every node (with all of these metadata pairs), by name.
+    Nodes {
+        node_meta: Vec<(String, String)>,
+    },
+    /// Every service name with the union of its instances' tags.
+    Services {
+        node_meta: Vec<(String, String)>,
+    },
+    /// The instances of one service that carry all `tags`, with their nodes and all checks that concern them,
+    /// by node name, then service id.
+    Instances {
+        service: String,
+        tags: Vec<String>,
+        node_meta: Vec<(String, String)>,
+    },
+    /// One node by name, UUID, or unambiguous UUID prefix, with its services and checks.
+    Node {
+        node: String,
+    },
+    /// All checks of a node.
+    NodeChecks {
+        node: String,
+    },
+    /// All checks bound to instances of a service.
+    ServiceChecks {
+        service: String,
+        node_meta: Vec<(String, String)>,
+    },
+    /// All checks in a status; `None`: in any.
+    ChecksInState {
+        status: Option<CheckStatus>,
+        node_meta: Vec<(String, String)>,
+    },
+    /// Whose address is this: nodes first, then service instances (reverse DNS).
+    Address {
+        address: IpAddr,
+    },
+    KvGet {
+        key: String,
+    },
+    KvList {
+        prefix: String,
+    },
+    /// Keys only, each cut after the first `separator` beyond the prefix, without repeats.
+    KvKeys {
+        prefix: String,
+        separator: String,
+    },
+}
+
+/// One instance of a service with what decides its health.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    pub node: Arc<Node>,
+    pub service: Arc<Service>,
+    /// Node-level checks of the node and the instance's own checks.
+    pub checks: Vec<Arc<Check>>,
+}
+
+impl Instance {
+    /// The worst status of all checks; passing without any.
+    pub fn status(&self) -> CheckStatus {
+        self.checks
+            .iter()
+            .map(|check| check.status)
+            .max()
+            .unwrap_or(CheckStatus::Passing)
+    }
+}
+
+/// A node with all that lives on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    pub node: Arc<Node>,
+    /// By service id.
+    pub services: Vec<Arc<Service>>,
+    /// By check id.
+    pub checks: Vec<Arc<Check>>,
+}
+
+/// What an address belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AddressOwner {
+    Node(Arc<Node>),
+    Service(Arc<Service>),
+}
+
+/// The answer to the [`Query`] of the same name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    Nodes(Vec<Arc<Node>>),
+    Services(BTreeMap<String, BTreeSet<String>>),
+    Instances(Vec<Instance>),
+    Node(Option<NodeView>),
+    Checks(Vec<Arc<Check>>),
+    Address(Option<AddressOwner>),
+    Kv(Option<Arc<KvPair>>),
+    KvList(Vec<Arc<KvPair>>),
+    KvKeys(Vec<String>),
+}
+
+/// An answer with the index that the contract gives its read (`X-Consul-Index`), never 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evaluation {
+    pub index: ModifyIndex,
+    pub answer: Answer,
+}
+
+/// Something an applied command touched, and something a reader may watch.
+///
+/// A reader watches a small set of topics that covers every change of its answer's index; it may wake for a change that
+/// is not one, and then evaluates again and waits on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Topic {
+    /// The table of nodes.
+    Nodes,
+    /// Any service registration.
+    Services,
+    /// Any check.
+    Checks,
+    /// One node, its services or its checks; the name in lower case.
+    Node(String),
+    /// The instances of one service, their checks or nodes; the name in lower case.
+    Service(String),
+    /// The last instance of some service disappeared.
+    ServiceGone,
+    Key(String),
+    /// All keys with the prefix. A deleted tree touches its own prefix as a whole.
+    KeyPrefix(String),
+    /// The whole state was replaced: wakes everyone.
+    Everything,
+}
