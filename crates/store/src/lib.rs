@@ -4,4 +4,4 @@ pub mod command;
 pub mod query;
 
 pub use command::{Command, CommandError, KvCommand, Outcome};
-pub use query::{AddressOwner, Answer, Evaluation, Instance, NodeView, Query, Topic};
+pub use query::{AddressOwner, Answer, Consistency, Evaluation, Instance, NodeView, Query, Topic};

@@ -141,3 +141,15 @@ pub enum Topic {
     /// The whole state was replaced: wakes everyone.
     Everything,
 }
+
+/// How fresh an answer must be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Consistency {
+    /// From the leader under its lease, or a read index: never stale.
+    #[default]
+    Default,
+    /// From the leader after a quorum confirmed it: linearizable.
+    Consistent,
+    /// From any server; the answer says how old it may be.
+    Stale,
+}

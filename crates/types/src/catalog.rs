@@ -99,7 +99,7 @@ pub struct Service {
 
 /// What `HealthCheck.Definition` shows of a check registered through the catalog.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CheckDefinition {
+pub struct HealthCheckDefinition {
     pub interval: Option<Duration>,
     pub timeout: Option<Duration>,
     pub deregister_critical_service_after: Option<Duration>,
@@ -131,7 +131,7 @@ pub struct Check {
     /// As configured, for display; empty when there is none.
     pub interval: String,
     pub timeout: String,
-    pub definition: CheckDefinition,
+    pub definition: HealthCheckDefinition,
     pub create_index: ModifyIndex,
     pub modify_index: ModifyIndex,
 }

@@ -6,6 +6,7 @@
 //! Not here: rules on the records (`store`), encodings (`wire`), what clients see (`http-api`, `dns-answer`).
 
 pub mod catalog;
+pub mod definition;
 pub mod ids;
 pub mod kv;
 pub mod limits;
@@ -13,8 +14,9 @@ pub mod member;
 pub mod time;
 
 pub use catalog::{
-    Check, CheckDefinition, CheckStatus, Deregistration, Node, Registration, Service, ServiceAddress, Weights,
+    Check, CheckStatus, Deregistration, HealthCheckDefinition, Node, Registration, Service, ServiceAddress, Weights,
 };
+pub use definition::{CheckDefinition, CheckKind, ServiceDefinition};
 pub use ids::{Incarnation, LogIndex, ModifyIndex, NodeId, Term, Uuid, UuidError};
 pub use kv::KvPair;
 pub use member::{Member, MemberStatus};

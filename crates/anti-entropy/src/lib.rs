@@ -1,0 +1,1 @@
+//! Local services against the catalog: the list of changes.

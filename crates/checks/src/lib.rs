@@ -1,0 +1,1 @@
+//! Runs health checks and reports edges.

@@ -1,0 +1,1 @@
+//! A DNS question and the catalog's answer make records.

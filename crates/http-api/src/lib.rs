@@ -1,0 +1,1 @@
+//! Routes, JSON shapes, status codes, blocking queries.

@@ -1,0 +1,3 @@
+//! Bytes and messages: the only home of byte layouts. Gossip packets, RPC frames, log records, snapshots.
+
+pub mod rpc;

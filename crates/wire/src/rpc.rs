@@ -1,0 +1,80 @@
+//! Requests between agents over the server port (8300).
+
+use quorate_store::{Answer, Command, Consistency, Outcome, Query};
+use quorate_types::ModifyIndex;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::time::Duration;
+use thiserror::Error;
+
+/// A request to a server. New variants are appended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    Read(ReadRequest),
+    Write(WriteRequest),
+    /// Who leads, and who votes.
+    Status,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadRequest {
+    pub query: Query,
+    pub consistency: Consistency,
+    /// Blocking query: answer when the index exceeds this, or `wait` is over. 0: at once.
+    pub min_index: ModifyIndex,
+    pub wait: Duration,
+    /// With `Stale`: ask the leader instead when the server's last contact is older than this.
+    pub max_stale: Option<Duration>,
+    /// Servers this request went through; a bound against forwarding in a circle.
+    pub hops: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteRequest {
+    pub command: Command,
+    pub hops: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    Read(ReadReply),
+    Write(Outcome),
+    Status(StatusReply),
+    Failed(CallError),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadReply {
+    pub answer: Answer,
+    /// Never 0.
+    pub index: ModifyIndex,
+    pub known_leader: bool,
+    /// Since the answering server last heard from the leader; zero on the leader.
+    pub last_contact: Duration,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReply {
+    /// RPC address.
+    pub leader: Option<SocketAddr>,
+    /// RPC addresses of the voters, sorted.
+    pub peers: Vec<SocketAddr>,
+}
+
+/// Why a request failed. Texts are what Consul's clients match.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum CallError {
+    #[error("No cluster leader")]
+    NoLeader,
+    /// A client agent knows no server.
+    #[error("No known Consul servers")]
+    NoServers,
+    #[error("No path to datacenter")]
+    NoPath,
+    /// The write may have happened, or may yet happen.
+    #[error("the outcome of the write is unknown: {0}")]
+    Unknown(String),
+    /// It certainly did not happen.
+    #[error("{0}")]
+    Failed(String),
+}
