@@ -1,3 +1,4 @@
 //! Bytes and messages: the only home of byte layouts. Gossip packets, RPC frames, log records, snapshots.
 
+pub mod codec;
 pub mod rpc;
