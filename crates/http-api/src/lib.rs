@@ -1,1 +1,7 @@
-//! Routes, JSON shapes, status codes, blocking queries.
+//! The HTTP API: routes, JSON shapes, status codes, blocking queries.
+
+pub mod backend;
+
+pub use backend::{
+    AgentFacts, Backend, BackendError, LocalError, RaftConfiguration, RaftServer, ReadReply, ReadRequest, StatusReply,
+};
