@@ -1,4 +1,5 @@
 //! Bytes and messages: the only home of byte layouts. Gossip packets, RPC frames, log records, snapshots.
 
 pub mod codec;
+pub mod local;
 pub mod rpc;

@@ -1,7 +1,7 @@
 //! Requests between agents over the server port (8300).
 
 use quorate_store::{Answer, Command, Consistency, Outcome, Query};
-use quorate_types::ModifyIndex;
+use quorate_types::{LogIndex, ModifyIndex, NodeId};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,6 +14,11 @@ pub enum Request {
     Write(WriteRequest),
     /// Who leads, and who votes.
     Status,
+    /// The servers of the Raft configuration.
+    RaftConfiguration {
+        stale: bool,
+        hops: u8,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +46,7 @@ pub enum Response {
     Write(Outcome),
     Status(StatusReply),
     Failed(CallError),
+    RaftConfiguration(RaftConfigurationReply),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +57,8 @@ pub struct ReadReply {
     pub known_leader: bool,
     /// Since the answering server last heard from the leader; zero on the leader.
     pub last_contact: Duration,
+    /// How the answer was obtained in the end: a stale read beyond `max_stale` was answered by the leader.
+    pub consistency: Consistency,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +67,23 @@ pub struct StatusReply {
     pub leader: Option<SocketAddr>,
     /// RPC addresses of the voters, sorted.
     pub peers: Vec<SocketAddr>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaftConfigurationReply {
+    pub servers: Vec<RaftServer>,
+    /// Of the log entry that holds this configuration.
+    pub index: LogIndex,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaftServer {
+    pub id: NodeId,
+    pub name: Option<String>,
+    /// RPC address, when gossip knows it.
+    pub address: Option<SocketAddr>,
+    pub is_leader: bool,
+    pub is_voter: bool,
 }
 
 /// Why a request failed. Texts are what Consul's clients match.
