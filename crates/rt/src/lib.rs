@@ -17,6 +17,7 @@
 pub mod disk;
 pub mod net;
 pub mod process;
+pub mod production;
 pub mod task;
 
 pub use disk::{AnyDisk, AnyFile, DirEntry, Disk, File, MemoryDisk, OpenMode};
