@@ -2,4 +2,5 @@
 
 pub mod codec;
 pub mod local;
+pub mod log;
 pub mod rpc;
