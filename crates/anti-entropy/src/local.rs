@@ -360,14 +360,15 @@ impl LocalState {
             }
         }
         for (id, check) in &mut self.checks {
-            let same = theirs
+            let their = theirs
                 .get(id.as_str())
-                .is_some_and(|their| same_check(&check.record.value, their));
-            if !same {
+                .filter(|their| same_check(&check.record.value, their));
+            if their.is_none() {
                 check.output_due_at = None;
             }
-            // An output that waits for its time is still to be told.
-            check.record.in_sync = same && check.output_due_at.is_none();
+            // Outputs are not compared as such, but one that was changed here and not told yet is still to be told.
+            let told = their.is_some_and(|their| check.record.in_sync || their.output == check.record.value.output);
+            check.record.in_sync = told && check.output_due_at.is_none();
         }
     }
 
