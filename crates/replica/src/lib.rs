@@ -1,1 +1,6 @@
 //! Raft: log store, network, snapshots, leader forwarding.
+
+pub mod log;
+
+#[cfg(test)]
+mod fault_disk;

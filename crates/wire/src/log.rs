@@ -80,6 +80,8 @@ pub struct Entry {
 /// The log's state before the batch it begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Begin {
+    /// The oldest generation a replay needs. What is older may be overwritten.
+    pub first_generation: u64,
     pub vote: Option<Vote>,
     pub committed: Option<Position>,
     pub purged: Option<Position>,
@@ -275,8 +277,7 @@ impl BatchWriter {
         self.bytes[16..24].copy_from_slice(&sequence.to_le_bytes());
         let crc = keyed_crc(key, &self.bytes[4..]);
         self.bytes[0..4].copy_from_slice(&crc.to_le_bytes());
-        self.bytes
-            .resize(self.bytes.len().next_multiple_of(BATCH_ALIGNMENT), 0);
+        self.bytes.resize(self.bytes.len().next_multiple_of(BATCH_ALIGNMENT), 0);
         Bytes::from(self.bytes)
     }
     /// Its length once finished.
@@ -399,18 +400,22 @@ mod tests {
             membership().prop_map(Payload::Membership),
         ];
         let begin = (
+            any::<u64>(),
             prop::option::of(vote()),
             prop::option::of(position()),
             prop::option::of(position()),
             prop::option::of(position()),
         );
         prop_oneof![
-            begin.prop_map(|(vote, committed, purged, last)| Record::Begin(Begin {
-                vote,
-                committed,
-                purged,
-                last
-            })),
+            begin.prop_map(
+                |(first_generation, vote, committed, purged, last)| Record::Begin(Begin {
+                    first_generation,
+                    vote,
+                    committed,
+                    purged,
+                    last
+                })
+            ),
             vote().prop_map(Record::Vote),
             (position(), payload).prop_map(|(position, payload)| Record::Entry(Entry { position, payload })),
             prop::option::of(position()).prop_map(Record::Truncate),
