@@ -19,8 +19,9 @@ pub enum Command {
         up_to: ModifyIndex,
     },
     /// Several commands as one entry, in order. A failed one does not undo the others. Not nested.
-    Batch(Vec<Command>),
-    /// Names the cluster; the first one wins. Written by the server that bootstrapped it.
+    Batch(#[serde(deserialize_with = "single::commands")] Vec<Command>),
+    /// Names the cluster; the first one wins. Written by the server that bootstrapped it. `Decided`: whether this is now
+    /// the cluster's id.
     NameCluster {
         id: quorate_types::Uuid,
         at: WallTime,
@@ -59,7 +60,7 @@ pub enum Outcome {
     Decided(bool),
     Refused(CommandError),
     /// One for each command of a batch.
-    Batch(Vec<Outcome>),
+    Batch(#[serde(deserialize_with = "single::outcomes")] Vec<Outcome>),
 }
 
 /// Why a command was refused. Deterministic: every server refuses alike. Texts are Consul 1.8.7's.
@@ -84,4 +85,76 @@ pub enum CommandError {
     },
     #[error("Must provide key")]
     KeyMissing,
+    #[error("Must provide check ID or name")]
+    CheckIdMissing,
+    #[error("check node {check_node:?} does not match node {node:?}")]
+    CheckNodeMismatch { check_node: String, node: String },
+    #[error("a batch may not hold a batch")]
+    BatchNested,
+}
+
+/// What a batch holds, as it is decoded: the same variants at the same positions, but no batch.
+///
+/// A derived decoder of a recursive type would follow bytes of a peer as deep as they claim to nest, and overflow the
+/// stack.
+mod single {
+    use super::*;
+    use serde::Deserializer;
+
+    #[derive(Deserialize)]
+    enum Never {}
+
+    #[derive(Deserialize)]
+    enum SingleCommand {
+        Barrier,
+        Register(Box<Registration>),
+        Deregister(Deregistration),
+        Kv(KvCommand),
+        CollectTombstones { up_to: ModifyIndex },
+        Batch(Never),
+        NameCluster { id: quorate_types::Uuid, at: WallTime },
+    }
+
+    #[derive(Deserialize)]
+    enum SingleOutcome {
+        Done,
+        Decided(bool),
+        Refused(CommandError),
+        Batch(Never),
+    }
+
+    impl From<SingleCommand> for Command {
+        fn from(single: SingleCommand) -> Self {
+            match single {
+                SingleCommand::Barrier => Self::Barrier,
+                SingleCommand::Register(registration) => Self::Register(registration),
+                SingleCommand::Deregister(deregistration) => Self::Deregister(deregistration),
+                SingleCommand::Kv(command) => Self::Kv(command),
+                SingleCommand::CollectTombstones { up_to } => Self::CollectTombstones { up_to },
+                SingleCommand::Batch(never) => match never {},
+                SingleCommand::NameCluster { id, at } => Self::NameCluster { id, at },
+            }
+        }
+    }
+
+    impl From<SingleOutcome> for Outcome {
+        fn from(single: SingleOutcome) -> Self {
+            match single {
+                SingleOutcome::Done => Self::Done,
+                SingleOutcome::Decided(held) => Self::Decided(held),
+                SingleOutcome::Refused(error) => Self::Refused(error),
+                SingleOutcome::Batch(never) => match never {},
+            }
+        }
+    }
+
+    pub(super) fn commands<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Command>, D::Error> {
+        let singles = Vec::<SingleCommand>::deserialize(deserializer)?;
+        Ok(singles.into_iter().map(Command::from).collect())
+    }
+
+    pub(super) fn outcomes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Outcome>, D::Error> {
+        let singles = Vec::<SingleOutcome>::deserialize(deserializer)?;
+        Ok(singles.into_iter().map(Outcome::from).collect())
+    }
 }

@@ -142,6 +142,36 @@ pub enum Topic {
     Everything,
 }
 
+/// A name as it is compared: names of nodes, services and tags compare without case (Consul 1.8.7).
+pub fn fold(name: &str) -> String {
+    name.to_lowercase()
+}
+
+impl Topic {
+    pub fn node(name: &str) -> Self {
+        Self::Node(fold(name))
+    }
+    pub fn service(name: &str) -> Self {
+        Self::Service(fold(name))
+    }
+
+    /// Whether a reader that watches `self` must wake when `touched` was touched.
+    ///
+    /// A touched prefix stands for each key under it, so it wakes those who watch such a key, a longer prefix, or a
+    /// shorter one.
+    pub fn covers(&self, touched: &Self) -> bool {
+        match (self, touched) {
+            (Self::Everything, _) | (_, Self::Everything) => true,
+            (Self::KeyPrefix(watched), Self::Key(key)) => key.starts_with(watched.as_str()),
+            (Self::Key(watched), Self::KeyPrefix(prefix)) => watched.starts_with(prefix.as_str()),
+            (Self::KeyPrefix(watched), Self::KeyPrefix(prefix)) => {
+                watched.starts_with(prefix.as_str()) || prefix.starts_with(watched.as_str())
+            }
+            (watched, touched) => watched == touched,
+        }
+    }
+}
+
 /// How fresh an answer must be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Consistency {
@@ -152,4 +182,83 @@ pub enum Consistency {
     Consistent,
     /// From any server; the answer says how old it may be.
     Stale,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(key: &str) -> Topic {
+        Topic::Key(key.into())
+    }
+    fn prefix(prefix: &str) -> Topic {
+        Topic::KeyPrefix(prefix.into())
+    }
+
+    #[test]
+    fn everything_covers_all_and_is_covered_by_all() {
+        let topics = [
+            Topic::Nodes,
+            Topic::service("Web"),
+            Topic::ServiceGone,
+            key("a"),
+            prefix(""),
+            Topic::Everything,
+        ];
+        for topic in topics {
+            assert!(topic.covers(&Topic::Everything), "{topic:?}");
+            assert!(Topic::Everything.covers(&topic), "{topic:?}");
+        }
+    }
+
+    #[test]
+    fn a_watched_prefix_covers_keys_under_it_and_related_prefixes() {
+        for (touched, covered) in [
+            (key("a/b"), true),
+            (key("a/"), true),
+            (key("a"), false),
+            (key("b"), false),
+            (prefix("a/b/"), true),
+            (prefix("a"), true),
+            (prefix(""), true),
+            (prefix("b"), false),
+            (Topic::Nodes, false),
+        ] {
+            assert_eq!(prefix("a/").covers(&touched), covered, "{touched:?}");
+        }
+        assert!(prefix("").covers(&key("anything")));
+    }
+
+    #[test]
+    fn a_watched_key_covers_itself_and_deleted_trees_above_it() {
+        for (touched, covered) in [
+            (key("a/b"), true),
+            (key("a/b/c"), false),
+            (key("a"), false),
+            (prefix("a/"), true),
+            (prefix("a/b"), true),
+            (prefix("a/b/"), false),
+            (prefix(""), true),
+        ] {
+            assert_eq!(key("a/b").covers(&touched), covered, "{touched:?}");
+        }
+    }
+
+    #[test]
+    fn tables_nodes_and_services_cover_themselves_only() {
+        let topics = [
+            Topic::Nodes,
+            Topic::Services,
+            Topic::Checks,
+            Topic::node("a"),
+            Topic::service("a"),
+            Topic::ServiceGone,
+        ];
+        for watched in &topics {
+            for touched in &topics {
+                assert_eq!(watched.covers(touched), watched == touched);
+            }
+        }
+        assert!(Topic::service("WEB").covers(&Topic::service("web")));
+    }
 }
