@@ -1,6 +1,7 @@
 //! Bytes and messages: the only home of byte layouts. Gossip packets, RPC frames, log records, snapshots.
 
 pub mod codec;
+pub mod gossip;
 pub mod local;
 pub mod log;
 pub mod rpc;

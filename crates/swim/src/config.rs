@@ -1,0 +1,165 @@
+//! The numbers of the protocol, in memberlist's and Serf's profiles.
+//!
+//! Not here: who the member is (`message::MemberState`), limits of the format (`message`).
+
+use std::time::Duration;
+
+/// Timings, fan-outs and multipliers. The profiles are memberlist's `DefaultLANConfig`, `DefaultWANConfig` and
+/// `DefaultLocalConfig`, with Serf's for reaping and reconnecting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Between the starts of two probes; an unhealthy member's own awareness stretches it.
+    pub probe_interval: Duration,
+    /// How long a direct ping may take before others are asked to ping.
+    pub probe_timeout: Duration,
+    /// Members asked to ping when a direct ping had no answer.
+    pub indirect_check_count: usize,
+    /// A last, direct attempt over a stream, for networks that lose datagrams only.
+    pub stream_probe: bool,
+    /// The shortest suspicion is this times `log10(members)` times the probe interval.
+    pub suspicion_mult: u32,
+    /// The longest suspicion is this times the shortest.
+    pub suspicion_max_timeout_mult: u32,
+    /// The awareness score stays below this.
+    pub awareness_max: u32,
+    pub gossip_interval: Duration,
+    /// Members told in each round of gossip.
+    pub gossip_node_count: usize,
+    /// How long a failed member is still told the news, so that it can refute.
+    pub gossip_to_the_dead_time: Duration,
+    /// An update is sent this times `ceil(log10(members + 1))` times.
+    pub retransmit_mult: u32,
+    /// Between two exchanges of the full state; stretched in pools above 32 members.
+    pub push_pull_interval: Duration,
+    /// Of one stream, from the connection to its last byte.
+    pub stream_timeout: Duration,
+    /// Between two looks for members to forget.
+    pub reap_interval: Duration,
+    /// Between two attempts to reach a failed member again.
+    pub reconnect_interval: Duration,
+    /// A failed member is forgotten after this.
+    pub reconnect_timeout: Duration,
+    /// A member that left is forgotten after this.
+    pub tombstone_timeout: Duration,
+    /// How long a leaving member waits until its leave was sent often enough.
+    pub leave_timeout: Duration,
+    /// Bytes of one packet, the header included.
+    pub packet_len_bytes_max: usize,
+    /// Members known at once; more are refused and counted.
+    pub member_count_max: usize,
+    /// Refuse members of other datacenters.
+    pub same_datacenter_only: bool,
+}
+
+impl Config {
+    /// For one datacenter.
+    pub fn lan() -> Self {
+        Self {
+            probe_interval: Duration::from_secs(1),
+            probe_timeout: Duration::from_millis(500),
+            indirect_check_count: 3,
+            stream_probe: true,
+            suspicion_mult: 4,
+            suspicion_max_timeout_mult: 6,
+            awareness_max: 8,
+            gossip_interval: Duration::from_millis(200),
+            gossip_node_count: 3,
+            gossip_to_the_dead_time: Duration::from_secs(30),
+            retransmit_mult: 4,
+            push_pull_interval: Duration::from_secs(30),
+            stream_timeout: Duration::from_secs(10),
+            reap_interval: Duration::from_secs(15),
+            reconnect_interval: Duration::from_secs(30),
+            reconnect_timeout: Duration::from_secs(72 * 3600),
+            tombstone_timeout: Duration::from_secs(24 * 3600),
+            leave_timeout: Duration::from_secs(5),
+            packet_len_bytes_max: quorate_types::limits::GOSSIP_PACKET_LEN_BYTES_MAX,
+            // A push/pull of this many of the longest members fits its frame (16 MiB).
+            member_count_max: 16_384,
+            same_datacenter_only: true,
+        }
+    }
+    /// Between datacenters.
+    pub fn wan() -> Self {
+        Self {
+            probe_interval: Duration::from_secs(5),
+            probe_timeout: Duration::from_secs(3),
+            suspicion_mult: 6,
+            gossip_interval: Duration::from_millis(500),
+            gossip_node_count: 4,
+            gossip_to_the_dead_time: Duration::from_secs(60),
+            push_pull_interval: Duration::from_secs(60),
+            stream_timeout: Duration::from_secs(30),
+            same_datacenter_only: false,
+            ..Self::lan()
+        }
+    }
+    /// On one machine.
+    pub fn local() -> Self {
+        Self {
+            probe_timeout: Duration::from_millis(200),
+            indirect_check_count: 1,
+            suspicion_mult: 3,
+            gossip_interval: Duration::from_millis(100),
+            gossip_to_the_dead_time: Duration::from_secs(15),
+            retransmit_mult: 2,
+            push_pull_interval: Duration::from_secs(15),
+            stream_timeout: Duration::from_secs(1),
+            ..Self::lan()
+        }
+    }
+
+    /// The shortest suspicion in a pool of `member_count` (memberlist's `suspicionTimeout`).
+    pub(crate) fn suspicion_timeout_min(&self, member_count: usize) -> Duration {
+        let scale = libm::fmax(1.0, libm::log10(libm::fmax(1.0, member_count as f64)));
+        // Three digits of the scale, as memberlist keeps them.
+        let scale_permille = (scale * 1000.0) as u32;
+        self.probe_interval
+            .saturating_mul(self.suspicion_mult)
+            .saturating_mul(scale_permille)
+            / 1000
+    }
+    /// How often an update is sent in a pool of `member_count` (memberlist's `retransmitLimit`).
+    pub(crate) fn retransmit_limit(&self, member_count: usize) -> u32 {
+        let scale = libm::ceil(libm::log10((member_count + 1) as f64)) as u32;
+        self.retransmit_mult.saturating_mul(scale).max(1)
+    }
+    /// The push/pull interval in a pool of `member_count` (memberlist's `pushPullScale`).
+    pub(crate) fn push_pull_interval_scaled(&self, member_count: usize) -> Duration {
+        const THRESHOLD: f64 = 32.0;
+        let count = member_count as f64;
+        if count <= THRESHOLD {
+            return self.push_pull_interval;
+        }
+        let mult = libm::ceil(libm::log2(count) - libm::log2(THRESHOLD)) as u32 + 1;
+        self.push_pull_interval.saturating_mul(mult)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_grow_with_the_logarithm_of_the_pool() {
+        let config = Config::lan();
+        let secs = |count| config.suspicion_timeout_min(count).as_millis();
+        assert_eq!(
+            [secs(0), secs(1), secs(10), secs(100), secs(500)],
+            [4000, 4000, 4000, 8000, 10_792]
+        );
+        let limit = |count| config.retransmit_limit(count);
+        assert_eq!([limit(1), limit(9), limit(10), limit(99), limit(100)], [4, 4, 8, 8, 12]);
+        let push_pull = |count| config.push_pull_interval_scaled(count).as_secs();
+        assert_eq!(
+            [
+                push_pull(32),
+                push_pull(33),
+                push_pull(64),
+                push_pull(65),
+                push_pull(128)
+            ],
+            [30, 60, 60, 90, 90]
+        );
+    }
+}

@@ -1,0 +1,273 @@
+//! Probing: is the next member in the round still there?
+//!
+//! ```text
+//!   ping ── ack ─────────────────────────────────────────────────> healthy
+//!     └ probe_timeout ─> ping_req to k others, ping over a stream ── ack ─> healthy
+//!                           └ probe_interval * (awareness + 1) ── the stream answered ─> healthy, told as StreamOnly
+//!                                                              └─ nothing ─> suspect; missing nacks worsen awareness
+//! ```
+//!
+//! A relay is a ping for another member's ping_req. Bound: `RELAY_COUNT_MAX` of them; more are refused and counted.
+
+use super::{Event, Leave, Output, Status, Swim, shuffle, tick_after};
+use crate::message::{Message, Update};
+use quorate_types::{Incarnation, Instant, NodeId};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// In one probe timeout a member is asked by a few others; thousands mean a flood.
+const RELAY_COUNT_MAX: usize = 1024;
+
+#[derive(Clone, Debug)]
+pub(super) struct Probe {
+    sequence: u64,
+    target: NodeId,
+    address: SocketAddr,
+    incarnation: Incarnation,
+    /// When others are asked; `None` once they were.
+    indirect_at: Option<Instant>,
+    deadline_at: Instant,
+    asked: BTreeSet<SocketAddr>,
+    nacked: BTreeSet<SocketAddr>,
+    stream_answered: bool,
+}
+
+impl Probe {
+    pub(super) fn target(&self) -> NodeId {
+        self.target
+    }
+    pub(super) fn delay(&mut self, by: Duration) {
+        self.deadline_at += by;
+        if let Some(indirect_at) = &mut self.indirect_at {
+            *indirect_at += by;
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Relay {
+    requester: SocketAddr,
+    requester_sequence: u64,
+    target: NodeId,
+    wants_nack: bool,
+    expires_at: Instant,
+}
+
+impl Swim {
+    pub(super) fn next_probe_timeout(&self) -> Instant {
+        let relay_at = self
+            .relays
+            .values()
+            .next()
+            .map_or(Instant::FAR_FUTURE, |relay| relay.expires_at);
+        let probe_at = match &self.probe {
+            Some(probe) => probe.indirect_at.unwrap_or(probe.deadline_at).min(probe.deadline_at),
+            None if self.leave != Leave::No || self.order.is_empty() => Instant::FAR_FUTURE,
+            None => self.probe_at,
+        };
+        relay_at.min(probe_at)
+    }
+
+    pub(super) fn drive_probe(&mut self, now: Instant) {
+        while let Some(entry) = self.relays.first_entry().filter(|entry| entry.get().expires_at <= now) {
+            let relay = entry.remove();
+            if relay.wants_nack {
+                let sequence = relay.requester_sequence;
+                self.send(relay.requester, Message::Nack { sequence });
+            }
+        }
+        if let Some(probe) = &self.probe {
+            if now >= probe.deadline_at {
+                self.end_probe(now);
+            } else if probe.indirect_at.is_some_and(|indirect_at| now >= indirect_at) {
+                self.ask_others();
+            }
+        }
+        if self.probe.is_none() && self.leave == Leave::No && now >= self.probe_at {
+            self.probe_at = tick_after(self.probe_at, self.config.probe_interval, now);
+            self.begin_probe(now);
+        }
+    }
+
+    fn begin_probe(&mut self, now: Instant) {
+        let Some(target) = self.next_target() else { return };
+        let record = &self.members[&target];
+        let (address, incarnation, status) = (record.state.address, record.incarnation, record.status);
+        let sequence = self.next_sequence();
+        let deadline_at = now + self.awareness.scale(self.config.probe_interval);
+        self.probe = Some(Probe {
+            sequence,
+            target,
+            address,
+            incarnation,
+            // Not scaled: waiting longer does not help a lost datagram, but leaves less time for the other ways.
+            indirect_at: Some(now + self.config.probe_timeout),
+            deadline_at,
+            asked: BTreeSet::new(),
+            nacked: BTreeSet::new(),
+            stream_answered: false,
+        });
+        self.counters.probes += 1;
+        let ping = Message::Ping { sequence, target };
+        if status == Status::Suspect {
+            // Lifeguard's buddy system: a suspect hears of the suspicion with the ping, and can refute it first of all.
+            let from = self.me;
+            let suspect = Message::Update(Update::Suspect {
+                member: target,
+                incarnation,
+                from,
+            });
+            let mut messages = vec![ping, suspect];
+            self.fill(&mut messages);
+            self.outputs.push_back(Output::Packet { to: address, messages });
+        } else {
+            self.send(address, ping);
+        }
+    }
+    /// The next live member of the round; a new round begins in a new order, so that a member's longest wait is bounded.
+    fn next_target(&mut self) -> Option<NodeId> {
+        for _ in 0..2 {
+            while let Some(id) = self.order.get(self.order_index).copied() {
+                self.order_index += 1;
+                if self.members[&id].status.is_live() {
+                    return Some(id);
+                }
+            }
+            self.order_index = 0;
+            let mut order = std::mem::take(&mut self.order);
+            shuffle(&mut self.probe_rng, &mut order);
+            self.order = order;
+        }
+        None
+    }
+    fn next_sequence(&mut self) -> u64 {
+        let sequence = self.sequence_next;
+        self.sequence_next += 1;
+        sequence
+    }
+
+    fn ask_others(&mut self) {
+        let Some(mut probe) = self.probe.take() else { return };
+        probe.indirect_at = None;
+        let Probe {
+            sequence,
+            target,
+            address,
+            ..
+        } = probe;
+        let mut rng = self.probe_rng.clone();
+        let peers = self.pick(&mut rng, self.config.indirect_check_count, |id, record| {
+            id != target && record.status == Status::Alive
+        });
+        self.probe_rng = rng;
+        probe.asked = peers.iter().map(|(_, to)| *to).collect();
+        if self.config.stream_probe {
+            self.outputs.push_back(Output::StreamProbe {
+                to: address,
+                target,
+                sequence,
+                deadline_at: probe.deadline_at,
+            });
+        }
+        self.probe = Some(probe);
+        for (_, to) in peers {
+            self.send(
+                to,
+                Message::PingReq {
+                    sequence,
+                    target,
+                    address,
+                    wants_nack: true,
+                },
+            );
+        }
+    }
+    fn end_probe(&mut self, now: Instant) {
+        let Some(probe) = self.probe.take() else { return };
+        if probe.stream_answered {
+            self.awareness.improve();
+            return self.emit(Event::StreamOnly { member: probe.target });
+        }
+        self.counters.probes_failed += 1;
+        // Members asked in vain that do not even nack are the more likely missing because of us.
+        let missing = match probe.asked.len() {
+            0 => 1,
+            asked => asked - probe.nacked.len(),
+        };
+        self.awareness.worsen(u32::try_from(missing).unwrap_or(u32::MAX));
+        let me = self.me;
+        self.apply_suspect(now, probe.target, probe.incarnation, me);
+    }
+
+    pub(super) fn handle_ping(&mut self, from: SocketAddr, sequence: u64, target: NodeId) {
+        // Meant for a former holder of this address: answering would keep a dead member alive.
+        if target == self.me {
+            self.send(from, Message::Ack { sequence, target });
+        }
+    }
+    pub(super) fn handle_ping_req(
+        &mut self,
+        now: Instant,
+        requester: SocketAddr,
+        requester_sequence: u64,
+        target: NodeId,
+        address: SocketAddr,
+        wants_nack: bool,
+    ) {
+        if self.relays.len() >= RELAY_COUNT_MAX {
+            self.counters.relays_refused += 1;
+            return;
+        }
+        let sequence = self.next_sequence();
+        self.relays.insert(
+            sequence,
+            Relay {
+                requester,
+                requester_sequence,
+                target,
+                wants_nack,
+                expires_at: now + self.config.probe_timeout,
+            },
+        );
+        self.send(address, Message::Ping { sequence, target });
+    }
+    pub(super) fn handle_ack(&mut self, sequence: u64, target: NodeId) {
+        if self
+            .probe
+            .take_if(|probe| probe.sequence == sequence && probe.target == target)
+            .is_some()
+        {
+            self.awareness.improve();
+        } else if self.relays.get(&sequence).is_some_and(|relay| relay.target == target) {
+            let relay = self.relays.remove(&sequence).expect("looked up above");
+            let sequence = relay.requester_sequence;
+            self.send(relay.requester, Message::Ack { sequence, target });
+        }
+    }
+    pub(super) fn handle_nack(&mut self, sequence: u64, from: SocketAddr) {
+        if let Some(probe) = &mut self.probe
+            && probe.sequence == sequence
+            && probe.asked.contains(&from)
+        {
+            probe.nacked.insert(from);
+        }
+    }
+    /// Whether the target of an `Output::StreamProbe` answered over its stream.
+    pub fn handle_stream_probe(&mut self, now: Instant, sequence: u64, is_answered: bool) {
+        self.advance(now);
+        if let Some(probe) = &mut self.probe
+            && probe.sequence == sequence
+        {
+            probe.stream_answered |= is_answered;
+        }
+    }
+
+    pub(super) fn check_probes(&self) {
+        assert!(self.relays.len() <= RELAY_COUNT_MAX, "relays are bounded");
+        if let Some(probe) = &self.probe {
+            assert!(self.members.contains_key(&probe.target), "the probed member is known");
+            assert!(probe.nacked.is_subset(&probe.asked), "only those asked nack");
+        }
+    }
+}

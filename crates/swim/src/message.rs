@@ -1,0 +1,249 @@
+//! What members tell one another. `wire` gives these their bytes.
+//!
+//! Invariant: `len_bytes` of a message is never less than its encoded length, so that a packet that adds up fits.
+//! Not here: byte layouts, versions and checksums (`wire::gossip`).
+
+use quorate_types::{Incarnation, NodeId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// Serf's limit on a node name.
+pub const NAME_LEN_BYTES_MAX: usize = 128;
+/// A datacenter's name is a DNS label.
+pub const DATACENTER_LEN_BYTES_MAX: usize = 63;
+/// memberlist's `MetaMaxSize`: all tags of a member together, encoded.
+pub const TAGS_LEN_BYTES_MAX: usize = 512;
+/// Incarnations begin at wall-clock milliseconds and grow by one; nobody honest comes near this (the year 146 million).
+pub const INCARNATION_MAX: Incarnation = Incarnation(1 << 62);
+/// Bytes of a packet that are not messages: version, kind, checksum, count, and what sealing will add.
+pub const PACKET_OVERHEAD_LEN_BYTES: usize = 64;
+
+/// Who a member is, as it says itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberState {
+    pub id: NodeId,
+    /// Unique among the live members of a pool.
+    pub name: String,
+    /// Where its gossip is reached (datagrams and streams).
+    pub address: SocketAddr,
+    pub datacenter: String,
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Why a member's description is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum InvalidMember {
+    #[error("node id is nil")]
+    NilId,
+    #[error("node name is empty or longer than {NAME_LEN_BYTES_MAX} bytes")]
+    Name,
+    #[error("datacenter name is empty or longer than {DATACENTER_LEN_BYTES_MAX} bytes")]
+    Datacenter,
+    #[error("address cannot be reached: unspecified, multicast or without a port")]
+    Address,
+    #[error("Encoded length of tags exceeds limit of {TAGS_LEN_BYTES_MAX} bytes")]
+    Tags,
+    #[error("incarnation is out of range")]
+    Incarnation,
+}
+
+impl MemberState {
+    pub fn validate(&self) -> Result<(), InvalidMember> {
+        let ip = self.address.ip();
+        if self.id.0.is_nil() {
+            Err(InvalidMember::NilId)
+        } else if self.name.is_empty() || self.name.len() > NAME_LEN_BYTES_MAX {
+            Err(InvalidMember::Name)
+        } else if self.datacenter.is_empty() || self.datacenter.len() > DATACENTER_LEN_BYTES_MAX {
+            Err(InvalidMember::Datacenter)
+        } else if self.address.port() == 0 || ip.is_unspecified() || ip.is_multicast() {
+            Err(InvalidMember::Address)
+        } else {
+            validate_tags(&self.tags)
+        }
+    }
+    fn len_bytes(&self) -> usize {
+        UUID + text_len_bytes(&self.name) + ADDRESS + text_len_bytes(&self.datacenter) + tags_len_bytes(&self.tags)
+    }
+}
+
+/// Tags are limited because every member keeps and tells those of all others.
+pub fn validate_tags(tags: &BTreeMap<String, String>) -> Result<(), InvalidMember> {
+    match tags_len_bytes(tags) {
+        0..=TAGS_LEN_BYTES_MAX => Ok(()),
+        _ => Err(InvalidMember::Tags),
+    }
+}
+
+/// One message of a packet. New variants are appended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// Answered with `Ack` by `target`, and by nobody else who may have its address now.
+    Ping {
+        sequence: u64,
+        target: NodeId,
+    },
+    /// Asks the receiver to ping `target` and pass on its ack; a nack says that it tried in vain.
+    PingReq {
+        sequence: u64,
+        target: NodeId,
+        address: SocketAddr,
+        wants_nack: bool,
+    },
+    Ack {
+        sequence: u64,
+        target: NodeId,
+    },
+    Nack {
+        sequence: u64,
+    },
+    Update(Update),
+}
+
+/// News about one member, gossiped on. Only the newest incarnation counts. New variants are appended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Update {
+    Alive {
+        member: Arc<MemberState>,
+        incarnation: Incarnation,
+    },
+    Suspect {
+        member: NodeId,
+        incarnation: Incarnation,
+        from: NodeId,
+    },
+    Dead {
+        member: NodeId,
+        incarnation: Incarnation,
+        from: NodeId,
+    },
+    /// From the member itself: it left. From another: an operator's word that it will not come back, which takes effect
+    /// once it is dead, and which it refutes when it is not.
+    Left {
+        member: NodeId,
+        incarnation: Incarnation,
+        from: NodeId,
+        /// Forget it at once.
+        prune: bool,
+    },
+}
+
+impl Update {
+    pub fn subject(&self) -> NodeId {
+        match self {
+            Self::Alive { member, .. } => member.id,
+            Self::Suspect { member, .. } | Self::Dead { member, .. } | Self::Left { member, .. } => *member,
+        }
+    }
+    pub fn incarnation(&self) -> Incarnation {
+        match self {
+            Self::Alive { incarnation, .. }
+            | Self::Suspect { incarnation, .. }
+            | Self::Dead { incarnation, .. }
+            | Self::Left { incarnation, .. } => *incarnation,
+        }
+    }
+    /// At least the encoded length as a message of a packet.
+    pub fn len_bytes(&self) -> usize {
+        2 * TAG
+            + match self {
+                Self::Alive { member, .. } => member.len_bytes() + NUMBER,
+                Self::Suspect { .. } | Self::Dead { .. } => UUID + NUMBER + UUID,
+                Self::Left { .. } => UUID + NUMBER + UUID + BOOL,
+            }
+    }
+}
+
+impl Message {
+    /// At least the encoded length.
+    pub fn len_bytes(&self) -> usize {
+        match self {
+            Self::Ping { .. } | Self::Ack { .. } => TAG + NUMBER + UUID,
+            Self::PingReq { .. } => TAG + NUMBER + UUID + ADDRESS + BOOL,
+            Self::Nack { .. } => TAG + NUMBER,
+            Self::Update(update) => update.len_bytes(),
+        }
+    }
+}
+
+/// What a member believes of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Status {
+    Alive,
+    Suspect,
+    Dead,
+    Left,
+}
+
+impl Status {
+    /// Still part of the pool.
+    pub const fn is_live(self) -> bool {
+        matches!(self, Self::Alive | Self::Suspect)
+    }
+}
+
+/// One member in a full exchange of state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteMember {
+    pub member: Arc<MemberState>,
+    pub incarnation: Incarnation,
+    pub status: Status,
+    /// Who said that it left; the member itself otherwise.
+    pub from: NodeId,
+}
+
+/// All that a member knows, exchanged over a stream in both directions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushPull {
+    pub from: NodeId,
+    pub members: Vec<RemoteMember>,
+}
+
+/// Why a member is not let in.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum Refusal {
+    #[error("Member '{name}' part of wrong datacenter '{datacenter}'")]
+    WrongDatacenter { name: String, datacenter: String },
+    #[error("Member '{name}' has conflicting node ID '{claimant}' with member of ID '{holder}'")]
+    NameTaken {
+        name: String,
+        claimant: NodeId,
+        holder: NodeId,
+    },
+    #[error("Member '{name}' has conflicting node ID '{id}' with this agent's ID")]
+    IdTaken { name: String, id: NodeId },
+    #[error("Member '{name}' is invalid: {reason}")]
+    Invalid { name: String, reason: String },
+    #[error("Pool is full")]
+    Full,
+}
+
+const TAG: usize = 1;
+const BOOL: usize = 1;
+const UUID: usize = 16;
+/// A 64-bit number: a mark and eight bytes.
+const NUMBER: usize = 9;
+/// The family, the longer kind of IP address, and a port.
+const ADDRESS: usize = 1 + 16 + 3;
+
+fn text_len_bytes(text: &str) -> usize {
+    length_len_bytes(text.len()) + text.len()
+}
+
+fn length_len_bytes(len: usize) -> usize {
+    match len {
+        0..=250 => 1,
+        251..=0xffff => 3,
+        _ => NUMBER,
+    }
+}
+
+fn tags_len_bytes(tags: &BTreeMap<String, String>) -> usize {
+    let pairs = tags
+        .iter()
+        .map(|(key, value)| text_len_bytes(key) + text_len_bytes(value));
+    length_len_bytes(tags.len()) + pairs.sum::<usize>()
+}

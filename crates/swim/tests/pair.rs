@@ -1,0 +1,598 @@
+//! A small cluster in memory: virtual time, latency, loss and cuts, no async runtime. After every step each member's
+//! invariants are checked.
+
+use quorate_swim::{
+    Config, Event, InvalidMember, MemberState, Message, Output, PACKET_OVERHEAD_LEN_BYTES, PushPull, Refusal, Status,
+    Swim,
+};
+use quorate_types::{Incarnation, Instant, MemberStatus, NodeId, Uuid};
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng as _, SeedableRng as _};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+enum Delivery {
+    Packet { from: SocketAddr, messages: Vec<Message> },
+    PushPull { from: SocketAddr, state: PushPull },
+    PushPullReply { from: SocketAddr, state: PushPull },
+    StreamProbeResult { sequence: u64, is_answered: bool },
+}
+
+struct Node {
+    swim: Swim,
+    is_running: bool,
+    /// Deaf to timers and packets, which wait: a stopped process.
+    is_paused: bool,
+    events: Vec<Event>,
+}
+
+struct Cluster {
+    now: Instant,
+    rng: ChaCha8Rng,
+    seed: u64,
+    nodes: BTreeMap<SocketAddr, Node>,
+    queue: BTreeMap<(Instant, u64), (SocketAddr, Delivery)>,
+    sequence: u64,
+    isolated: BTreeSet<SocketAddr>,
+    datagram_cuts: BTreeSet<(SocketAddr, SocketAddr)>,
+    loss_permille: u64,
+    refusals: Vec<Refusal>,
+    packet_count: u64,
+}
+
+fn id(n: u8) -> NodeId {
+    NodeId(Uuid::from_bytes([n; 16]))
+}
+fn address(n: u8) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, n], 8301))
+}
+fn describe(n: u8) -> MemberState {
+    MemberState {
+        id: id(n),
+        name: format!("n{n}"),
+        address: address(n),
+        datacenter: "dc1".to_owned(),
+        tags: BTreeMap::from([("role".to_owned(), "node".to_owned())]),
+    }
+}
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+impl Cluster {
+    fn empty(seed: u64) -> Self {
+        Self {
+            now: Instant::ZERO,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            seed,
+            nodes: BTreeMap::new(),
+            queue: BTreeMap::new(),
+            sequence: 0,
+            isolated: BTreeSet::new(),
+            datagram_cuts: BTreeSet::new(),
+            loss_permille: 0,
+            refusals: Vec::new(),
+            packet_count: 0,
+        }
+    }
+    /// `count` members that joined through the first and know one another.
+    #[track_caller]
+    fn joined(count: u8, seed: u64) -> Self {
+        let mut net = Self::empty(seed);
+        for n in 1..=count {
+            net.start(describe(n), 1);
+            net.join(n, 1);
+        }
+        net.run_until("all know all", secs(20), |net| net.all_live(count));
+        net.forget_events();
+        net
+    }
+    fn start(&mut self, state: MemberState, incarnation: u64) {
+        let at = state.address;
+        let rng = ChaCha8Rng::seed_from_u64(self.seed ^ u64::from(at.port()) ^ state.id.0.as_u128() as u64);
+        let swim = Swim::new(Config::lan(), state, Incarnation(incarnation), rng, self.now).unwrap();
+        let node = Node {
+            swim,
+            is_running: true,
+            is_paused: false,
+            events: Vec::new(),
+        };
+        self.nodes.insert(at, node);
+    }
+    fn node(&self, n: u8) -> &Swim {
+        &self.nodes[&address(n)].swim
+    }
+    fn at(&mut self, n: u8) -> &mut Node {
+        self.nodes.get_mut(&address(n)).unwrap()
+    }
+    fn events(&self, n: u8) -> &[Event] {
+        &self.nodes[&address(n)].events
+    }
+    fn forget_events(&mut self) {
+        for node in self.nodes.values_mut() {
+            node.events.clear();
+        }
+    }
+    fn join(&mut self, n: u8, via: u8) {
+        if n != via {
+            self.at(n).swim.join(address(via));
+            self.carry_out(address(n));
+        }
+    }
+    fn kill(&mut self, n: u8) {
+        self.at(n).is_running = false;
+    }
+    fn pause(&mut self, n: u8, is_paused: bool) {
+        self.at(n).is_paused = is_paused;
+    }
+    fn isolate(&mut self, n: u8) {
+        self.isolated.insert(address(n));
+    }
+    fn heal(&mut self) {
+        self.isolated.clear();
+        self.datagram_cuts.clear();
+    }
+    fn is_cut(&self, from: SocketAddr, to: SocketAddr) -> bool {
+        self.isolated.contains(&from) != self.isolated.contains(&to)
+    }
+    fn status(&self, viewer: u8, about: u8) -> Option<Status> {
+        self.node(viewer).belief(id(about)).map(|(status, _)| status)
+    }
+    fn all_see(&self, viewers: &[u8], about: u8, status: Status) -> bool {
+        viewers.iter().all(|viewer| self.status(*viewer, about) == Some(status))
+    }
+    fn all_live(&self, count: u8) -> bool {
+        (1..=count).all(|viewer| (1..=count).all(|about| self.status(viewer, about) == Some(Status::Alive)))
+    }
+
+    fn deliver(&mut self, to: SocketAddr, delivery: Delivery) {
+        let latency = Duration::from_micros(200 + self.rng.next_u64() % 2000);
+        self.sequence += 1;
+        self.queue.insert((self.now + latency, self.sequence), (to, delivery));
+    }
+    fn carry_out(&mut self, from: SocketAddr) {
+        loop {
+            let node = self.nodes.get_mut(&from).unwrap();
+            node.swim.check();
+            let Some(output) = node.swim.poll_output() else { return };
+            match output {
+                Output::Packet { to, messages } => {
+                    let len = PACKET_OVERHEAD_LEN_BYTES + messages.iter().map(Message::len_bytes).sum::<usize>();
+                    assert!(len <= 1400, "a packet of {len} bytes");
+                    self.packet_count += 1;
+                    let is_lost = self.rng.next_u64() % 1000 < self.loss_permille;
+                    if !is_lost && !self.is_cut(from, to) && !self.datagram_cuts.contains(&(from, to)) {
+                        self.deliver(to, Delivery::Packet { from, messages });
+                    }
+                }
+                Output::PushPull { to } => {
+                    let state = node.swim.push_pull_request();
+                    if !self.is_cut(from, to) {
+                        self.deliver(to, Delivery::PushPull { from, state });
+                    }
+                }
+                Output::StreamProbe {
+                    to, target, sequence, ..
+                } => {
+                    let is_answered = !self.is_cut(from, to)
+                        && self.nodes.get(&to).is_some_and(|peer| {
+                            peer.is_running && !peer.is_paused && peer.swim.handle_stream_ping(target)
+                        });
+                    self.deliver(from, Delivery::StreamProbeResult { sequence, is_answered });
+                }
+                Output::Event(event) => node.events.push(event),
+            }
+        }
+    }
+    /// The next thing that happens, no later than `until`; false when nothing does.
+    fn step(&mut self, until: Instant) -> bool {
+        let timer = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.is_running && !node.is_paused)
+            .map(|(at, node)| (node.swim.next_timeout().max(self.now), *at))
+            .min();
+        let delivery_at = self.queue.first_key_value().map(|((at, _), _)| *at);
+        let timer_at = timer.map_or(Instant::FAR_FUTURE, |(at, _)| at);
+        if let Some(delivery_at) = delivery_at.filter(|at| *at <= timer_at && *at <= until) {
+            let (_, (to, delivery)) = self.queue.pop_first().unwrap();
+            self.now = self.now.max(delivery_at);
+            let now = self.now;
+            let Some(node) = self.nodes.get_mut(&to).filter(|node| node.is_running) else {
+                return true;
+            };
+            if node.is_paused {
+                // It waits in the socket's buffer.
+                self.sequence += 1;
+                let later = now + Duration::from_millis(100);
+                self.queue.insert((later, self.sequence), (to, delivery));
+                return true;
+            }
+            match delivery {
+                Delivery::Packet { from, messages } => node.swim.handle_packet(now, from, messages),
+                Delivery::PushPull { from, state } => match node.swim.handle_push_pull(now, from, state) {
+                    Ok(state) => self.deliver(from, Delivery::PushPullReply { from: to, state }),
+                    Err(refusal) => self.refusals.push(refusal),
+                },
+                Delivery::PushPullReply { from, state } => node.swim.handle_push_pull_reply(now, from, state),
+                Delivery::StreamProbeResult { sequence, is_answered } => {
+                    node.swim.handle_stream_probe(now, sequence, is_answered);
+                }
+            }
+            self.carry_out(to);
+            return true;
+        }
+        match timer.filter(|(at, _)| *at <= until) {
+            Some((at, node)) => {
+                self.now = at;
+                self.nodes.get_mut(&node).unwrap().swim.handle_timeout(at);
+                self.carry_out(node);
+                true
+            }
+            None => {
+                self.now = until;
+                false
+            }
+        }
+    }
+    fn run(&mut self, duration: Duration) {
+        let until = self.now + duration;
+        while self.step(until) {}
+    }
+    #[track_caller]
+    fn run_until(&mut self, what: &str, within: Duration, condition: impl Fn(&Self) -> bool) {
+        let until = self.now + within;
+        while !condition(self) {
+            assert!(self.step(until), "not within {within:?}: {what}");
+        }
+    }
+}
+
+#[test]
+fn a_join_through_one_member_reaches_all() {
+    for seed in 0..20 {
+        let net = Cluster::joined(8, seed);
+        assert!(net.now < Instant::from_millis(5_000), "seed {seed}: {:?}", net.now);
+        assert_eq!(net.node(3).members().len(), 8);
+    }
+}
+
+#[test]
+fn a_killed_member_is_declared_failed_by_all_within_bounded_time() {
+    for seed in 0..20 {
+        let mut net = Cluster::joined(5, seed);
+        net.kill(5);
+        net.run_until("n5 is dead", secs(15), |net| {
+            net.all_see(&[1, 2, 3, 4], 5, Status::Dead)
+        });
+        for viewer in 1..=4 {
+            let failed = net
+                .events(viewer)
+                .iter()
+                .filter(|event| matches!(event, Event::Failed(_)))
+                .count();
+            assert_eq!(failed, 1, "told once");
+            assert_eq!(net.node(viewer).live_count(), 4);
+        }
+    }
+}
+
+#[test]
+fn a_suspect_that_refutes_in_time_stays_alive() {
+    let mut net = Cluster::joined(3, 7);
+    net.isolate(2); // A cut of one link would not do: n3 would carry the ping_req.
+    net.run_until("n1 suspects n2", secs(10), |net| {
+        net.status(1, 2) == Some(Status::Suspect)
+    });
+    net.heal();
+    net.run_until("all see n2 refute", secs(4), |net| {
+        net.all_see(&[1, 3], 2, Status::Alive)
+    });
+    net.run(secs(30));
+    for viewer in [1, 3] {
+        assert!(!net.events(viewer).iter().any(|event| matches!(event, Event::Failed(_))));
+        assert!(
+            net.events(viewer)
+                .iter()
+                .any(|event| matches!(event, Event::Cleared { .. }))
+        );
+    }
+    assert!(net.node(2).belief(id(2)).unwrap().1 > Incarnation(1));
+}
+
+#[test]
+fn one_cut_off_member_does_not_have_healthy_ones_declared_dead() {
+    for seed in 0..10 {
+        let mut net = Cluster::joined(5, seed);
+        net.isolate(1);
+        net.run_until("n1 sees nobody", secs(120), |net| net.node(1).live_count() == 1);
+        net.heal();
+        net.run_until("the pool is whole", secs(300), |net| net.all_live(5));
+        for viewer in 2..=5 {
+            let wrongly = net
+                .events(viewer)
+                .iter()
+                .any(|event| matches!(event, Event::Failed(member) if member.name != "n1"));
+            assert!(!wrongly, "seed {seed}: n{viewer} believed n1");
+        }
+    }
+}
+
+#[test]
+fn a_member_stopped_for_a_while_declares_nobody_dead_when_it_runs_again() {
+    for seed in 0..10 {
+        let mut net = Cluster::joined(4, seed);
+        // n4 goes away long enough for n1 to suspect it, and refutes while n1 is stopped.
+        net.isolate(4);
+        net.run_until("n1 suspects n4", secs(10), |net| {
+            net.status(1, 4) == Some(Status::Suspect)
+        });
+        net.pause(1, true);
+        net.heal();
+        net.run(secs(10));
+        net.pause(1, false);
+        net.run(secs(20));
+        assert!(
+            !net.events(1).iter().any(|event| matches!(event, Event::Failed(_))),
+            "seed {seed}"
+        );
+        assert_eq!(net.node(1).counters().pauses, 1);
+    }
+}
+
+#[test]
+fn lost_datagrams_alone_make_nobody_fail() {
+    let mut net = Cluster::joined(6, 11);
+    net.loss_permille = 200;
+    net.run(secs(120));
+    for viewer in 1..=6 {
+        assert!(!net.events(viewer).iter().any(|event| matches!(event, Event::Failed(_))));
+    }
+}
+
+#[test]
+fn a_member_that_only_streams_reach_stays_alive() {
+    let mut net = Cluster::joined(2, 3);
+    net.datagram_cuts = BTreeSet::from([(address(1), address(2)), (address(2), address(1))]);
+    net.run(secs(30));
+    assert!(net.all_live(2));
+    let told = net
+        .events(1)
+        .iter()
+        .filter(|event| matches!(event, Event::StreamOnly { .. }))
+        .count();
+    assert!(told > 10, "told {told} times");
+    assert_eq!(net.node(1).health_score(), 0);
+}
+
+#[test]
+fn a_restarted_member_with_a_new_address_is_known_there() {
+    let mut net = Cluster::joined(3, 5);
+    net.kill(3);
+    let mut state = describe(3);
+    state.address = address(33);
+    net.start(state, 1000);
+    net.at(33).swim.join(address(1));
+    net.carry_out(address(33));
+    net.run_until("all know the new address", secs(5), |net| {
+        [1, 2]
+            .iter()
+            .all(|viewer| net.node(*viewer).member(id(3)).unwrap().address == address(33))
+    });
+    assert!(net.all_see(&[1, 2], 3, Status::Alive));
+}
+
+#[test]
+fn a_restart_whose_clock_went_back_is_still_let_in() {
+    let mut net = Cluster::empty(9);
+    net.start(describe(1), 5_000_000);
+    net.start(describe(2), 5_000_000);
+    net.join(2, 1);
+    net.run_until("joined", secs(5), |net| net.all_live(2));
+    net.kill(2);
+    net.run_until("n2 failed", secs(20), |net| net.all_see(&[1], 2, Status::Dead));
+    net.start(describe(2), 7);
+    net.join(2, 1);
+    net.run_until("n2 is back", secs(5), |net| net.all_live(2));
+    assert!(net.node(1).belief(id(2)).unwrap().1 > Incarnation(5_000_000));
+}
+
+#[test]
+fn a_member_that_leaves_is_left_everywhere_and_never_failed() {
+    let mut net = Cluster::joined(4, 2);
+    let now = net.now;
+    net.at(4).swim.leave(now);
+    net.carry_out(address(4));
+    net.run_until("the leave was sent", secs(5), |net| net.node(4).is_leave_sent());
+    assert!(net.events(4).contains(&Event::LeaveSent));
+    net.kill(4);
+    net.run_until("all see it left", secs(5), |net| {
+        net.all_see(&[1, 2, 3], 4, Status::Left)
+    });
+    net.run(secs(60));
+    for viewer in 1..=3 {
+        assert!(!net.events(viewer).iter().any(|event| matches!(event, Event::Failed(_))));
+        assert_eq!(net.node(viewer).member(id(4)).unwrap().status, MemberStatus::Left);
+    }
+}
+
+#[test]
+fn a_lone_member_leaves_at_once() {
+    let mut net = Cluster::empty(1);
+    net.start(describe(1), 1);
+    net.at(1).swim.leave(Instant::ZERO);
+    net.carry_out(address(1));
+    assert_eq!(net.events(1), [Event::LeaveSent]);
+}
+
+#[test]
+fn a_forced_leave_turns_failed_into_left_everywhere_and_prune_forgets() {
+    let mut net = Cluster::joined(4, 4);
+    net.kill(4);
+    net.run_until("n4 failed", secs(20), |net| net.all_see(&[1, 2, 3], 4, Status::Dead));
+    let now = net.now;
+    net.at(1).swim.force_leave(now, "n4", false).unwrap();
+    net.carry_out(address(1));
+    net.run_until("n4 left", secs(5), |net| net.all_see(&[1, 2, 3], 4, Status::Left));
+    let now = net.now;
+    net.at(2).swim.force_leave(now, "n4", true).unwrap();
+    net.carry_out(address(2));
+    net.run_until("n4 is forgotten", secs(5), |net| {
+        (1..=3).all(|viewer| net.status(viewer, 4).is_none())
+    });
+    net.run(secs(120));
+    assert!(
+        (1..=3).all(|viewer| net.status(viewer, 4).is_none()),
+        "and stays forgotten"
+    );
+    let unknown = net
+        .at(1)
+        .swim
+        .force_leave(Instant::FAR_FUTURE, "nope", false)
+        .unwrap_err();
+    assert_eq!(unknown.to_string(), "No node found with name 'nope'");
+}
+
+#[test]
+fn a_live_member_refutes_a_forced_leave() {
+    let mut net = Cluster::joined(3, 6);
+    let now = net.now;
+    net.at(1).swim.force_leave(now, "n2", false).unwrap();
+    net.carry_out(address(1));
+    assert_eq!(net.node(1).member(id(2)).unwrap().status, MemberStatus::Leaving);
+    net.run_until("n2 refutes", secs(5), |net| {
+        [1, 3]
+            .iter()
+            .all(|viewer| net.node(*viewer).member(id(2)).unwrap().status == MemberStatus::Alive)
+            && net.node(1).belief(id(2)).unwrap().1 > Incarnation(1)
+    });
+}
+
+#[test]
+fn a_member_forced_to_leave_before_it_is_seen_dead_goes_from_alive_to_left() {
+    let mut net = Cluster::joined(3, 8);
+    net.kill(3);
+    let now = net.now;
+    net.at(1).swim.force_leave(now, "n3", false).unwrap();
+    net.carry_out(address(1));
+    net.run_until("n3 left", secs(20), |net| net.all_see(&[1, 2], 3, Status::Left));
+    assert!(!net.events(1).iter().any(|event| matches!(event, Event::Failed(_))));
+}
+
+#[test]
+fn two_halves_of_a_pool_find_each_other_after_a_long_partition() {
+    for seed in 0..5 {
+        let mut net = Cluster::joined(6, seed);
+        for n in 1..=3 {
+            net.isolate(n);
+        }
+        net.run(secs(600));
+        assert!(net.all_see(&[1, 2, 3], 5, Status::Dead) && net.all_see(&[4, 5, 6], 2, Status::Dead));
+        net.heal();
+        net.run_until("the pool is whole", secs(120), |net| net.all_live(6));
+    }
+}
+
+#[test]
+fn tags_reach_all_and_too_many_are_refused() {
+    let mut net = Cluster::joined(4, 12);
+    let now = net.now;
+    let tags = BTreeMap::from([("expect".to_owned(), "3".to_owned())]);
+    net.at(2).swim.set_tags(now, tags.clone()).unwrap();
+    net.carry_out(address(2));
+    net.run_until("all know", secs(5), |net| {
+        (1..=4).all(|viewer| net.node(viewer).member(id(2)).unwrap().tags == tags)
+    });
+    assert!(
+        net.events(1)
+            .iter()
+            .any(|event| matches!(event, Event::Updated(member) if member.name == "n2"))
+    );
+    let long = BTreeMap::from([("a".to_owned(), "b".repeat(510))]);
+    let now = net.now;
+    assert_eq!(net.at(2).swim.set_tags(now, long), Err(InvalidMember::Tags));
+}
+
+#[test]
+fn the_name_of_a_live_member_is_refused_and_that_of_a_failed_one_may_be_taken() {
+    let mut net = Cluster::joined(2, 13);
+    let mut other = describe(9);
+    other.name = "n2".to_owned();
+    net.start(other, 5);
+    net.join(9, 1);
+    net.run(secs(5));
+    assert!(matches!(net.refusals.as_slice(), [Refusal::NameTaken { .. }]));
+    assert_eq!(net.node(1).counters().conflicts, 1);
+    assert_eq!(net.status(1, 9), None);
+    net.kill(2);
+    net.run_until("n2 failed", secs(20), |net| net.all_see(&[1], 2, Status::Dead));
+    net.join(9, 1);
+    net.run_until("the name has a new holder", secs(5), |net| {
+        net.all_see(&[1], 9, Status::Alive)
+    });
+    assert_eq!(net.status(1, 2), None);
+    let names: Vec<String> = net.node(1).members().into_iter().map(|member| member.name).collect();
+    assert_eq!(names, ["n1", "n2"]);
+}
+
+#[test]
+fn a_member_of_another_datacenter_and_a_copied_id_are_refused() {
+    let mut net = Cluster::joined(2, 14);
+    let mut foreign = describe(7);
+    foreign.datacenter = "dc2".to_owned();
+    net.start(foreign, 1);
+    net.join(7, 1);
+    let mut copied = describe(1);
+    copied.address = address(8);
+    copied.name = "copy".to_owned();
+    net.start(copied, 9);
+    net.at(8).swim.join(address(1));
+    net.carry_out(address(8));
+    net.run(secs(1));
+    assert!(matches!(
+        net.refusals.as_slice(),
+        [
+            Refusal::WrongDatacenter { .. } | Refusal::IdTaken { .. },
+            Refusal::WrongDatacenter { .. } | Refusal::IdTaken { .. }
+        ]
+    ));
+    assert_eq!(
+        (net.node(1).members().len(), net.node(1).counters().wrong_datacenter),
+        (2, 1)
+    );
+}
+
+#[test]
+fn failed_and_left_members_are_reaped_in_time() {
+    let mut net = Cluster::joined(3, 15);
+    let now = net.now;
+    net.at(2).swim.leave(now);
+    net.carry_out(address(2));
+    net.run(secs(5));
+    net.kill(2);
+    net.kill(3);
+    net.run(secs(23 * 3600));
+    assert!(net.all_see(&[1], 2, Status::Left) && net.all_see(&[1], 3, Status::Dead));
+    net.run(secs(2 * 3600));
+    assert_eq!((net.status(1, 2), net.status(1, 3)), (None, Some(Status::Dead)));
+    net.run(secs(49 * 3600));
+    assert_eq!(net.status(1, 3), None);
+    assert!(
+        net.events(1)
+            .iter()
+            .any(|event| matches!(event, Event::Reaped(member) if member.name == "n3"))
+    );
+}
+
+#[test]
+fn one_seed_gives_one_run() {
+    let run = |seed| {
+        let mut net = Cluster::joined(5, seed);
+        net.loss_permille = 100;
+        net.run(secs(60));
+        (net.packet_count, net.now, net.node(1).counters())
+    };
+    assert_eq!(run(21), run(21));
+    assert_ne!(run(21).0, run(22).0);
+}
