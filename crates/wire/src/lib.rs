@@ -5,3 +5,4 @@ pub mod gossip;
 pub mod local;
 pub mod log;
 pub mod rpc;
+pub mod state;
