@@ -1,8 +1,10 @@
 //! Bytes and messages: the only home of byte layouts. Gossip packets, RPC frames, log records, snapshots.
 
 pub mod codec;
+pub mod frame;
 pub mod gossip;
 pub mod local;
 pub mod log;
+pub mod raft;
 pub mod rpc;
 pub mod state;
