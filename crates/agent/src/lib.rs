@@ -1,1 +1,3 @@
 //! One node: configuration, start, wiring, orderly stop.
+
+pub mod config;
