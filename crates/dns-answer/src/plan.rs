@@ -190,7 +190,10 @@ fn reverse_v4(labels: &[&[u8]]) -> Option<Ipv4Addr> {
     for (octet, label) in octets.iter_mut().zip(labels.iter().rev()) {
         // `parse` alone would take a sign.
         let digits = std::str::from_utf8(label).ok()?;
-        *octet = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())??;
+        *octet = digits
+            .bytes()
+            .all(|byte| byte.is_ascii_digit())
+            .then(|| digits.parse().ok())??;
     }
     Some(octets.into())
 }

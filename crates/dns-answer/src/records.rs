@@ -186,9 +186,7 @@ impl Asked<'_> {
             }
         }
         match self.qtype {
-            qtype::TXT | qtype::ANY => reply
-                .answers
-                .extend(text_records(self.name, ttl_secs, node).map(alone)),
+            qtype::TXT | qtype::ANY => reply.answers.extend(text_records(self.name, ttl_secs, node).map(alone)),
             qtype::A | qtype::AAAA if self.config.enable_additional_node_meta_txt => {
                 reply.additional.extend(text_records(self.name, ttl_secs, node));
             }
@@ -371,12 +369,11 @@ impl Asked<'_> {
     fn reverse(&self, owner: &AddressOwner) -> Reply {
         let target = match owner {
             AddressOwner::Node(node) => self.node_name(node),
-            AddressOwner::Service(service) => {
-                self.config
-                    .domain
-                    .child(&[&service.name, "service", &self.config.datacenter])
-                    .ok()
-            }
+            AddressOwner::Service(service) => self
+                .config
+                .domain
+                .child(&[&service.name, "service", &self.config.datacenter])
+                .ok(),
         };
         let Some(target) = target else {
             return self.unresolvable();
@@ -420,10 +417,7 @@ impl Asked<'_> {
     }
 
     fn is_translated(&self, node: &Node) -> bool {
-        self.config.translate_wan_addrs
-            && !self
-                .datacenter_of(node)
-                .eq_ignore_ascii_case(&self.config.datacenter)
+        self.config.translate_wan_addrs && !self.datacenter_of(node).eq_ignore_ascii_case(&self.config.datacenter)
     }
 
     fn node_address<'a>(&self, node: &'a Node, family: Family) -> &'a str {

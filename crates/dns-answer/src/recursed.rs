@@ -12,7 +12,10 @@ const RECORD_COUNT_MAX: usize = 64;
 
 /// The code of `reply` when it answers `question`: same id, same question (RFC 5452 section 9.1).
 pub fn rcode_of_reply(reply: &[u8], question: &[u8]) -> Option<u8> {
-    let (header, asked) = (reply.first_chunk::<HEADER_LEN_BYTES>()?, question.get(..HEADER_LEN_BYTES)?);
+    let (header, asked) = (
+        reply.first_chunk::<HEADER_LEN_BYTES>()?,
+        question.get(..HEADER_LEN_BYTES)?,
+    );
     let is_reply = header[2] & 0x80 != 0;
     if !is_reply || header[..2] != asked[..2] {
         return None;

@@ -17,8 +17,8 @@ use crate::config::DnsConfig;
 use crate::message::{Answered, Question, Rdata, Record, Reply, Transport, encode, qtype};
 use crate::name::Name;
 use crate::plan::{Lookup, Plan, plan};
-use crate::recursed;
 use crate::records::{Asked, Attach, FollowUp};
+use crate::recursed;
 use quorate_store::{Answer, Query};
 use rand_core::Rng;
 use std::collections::VecDeque;
@@ -34,9 +34,15 @@ const FOLLOW_UP_COUNT_MAX: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Ask the catalog (of another datacenter, if named).
-    Lookup { datacenter: Option<String>, query: Query },
+    Lookup {
+        datacenter: Option<String>,
+        query: Query,
+    },
     /// Ask the recursors for a host name's addresses.
-    Recurse { name: Name, qtype: u16 },
+    Recurse {
+        name: Name,
+        qtype: u16,
+    },
     /// Pass the client's question on to the recursors, and the reply back.
     Forward,
     Done,
@@ -159,9 +165,7 @@ impl Resolution {
                 let reply = match (&plan.lookup, failure) {
                     (Lookup::Reverse(_), _) => asked.unresolvable(),
                     // The zone begins here even while nobody can say who serves it.
-                    (Lookup::Soa, _) => asked
-                        .answer(&plan, &Answer::Instances(Vec::new()), &mut NoDraws)
-                        .0,
+                    (Lookup::Soa, _) => asked.answer(&plan, &Answer::Instances(Vec::new()), &mut NoDraws).0,
                     (_, LookupFailure::NoDatacenter) => asked.missing(),
                     (_, LookupFailure::Failed) => asked.failed(),
                 };
@@ -230,10 +234,8 @@ impl Resolution {
         let room = FOLLOW_UP_COUNT_MAX - self.follow_up_count;
         let taken = follow_ups.into_iter().take(room);
         let before = self.waiting.len();
-        self.waiting.extend(taken.map(|follow_up| Followed {
-            follow_up,
-            depth_left,
-        }));
+        self.waiting
+            .extend(taken.map(|follow_up| Followed { follow_up, depth_left }));
         self.follow_up_count += self.waiting.len() - before;
     }
 
