@@ -13,6 +13,7 @@ use crate::message::{
 };
 use crate::suspicion::Suspicion;
 use probe::{Probe, Relay};
+use quorate_types::limits::GOSSIP_PACKET_LEN_BYTES_MAX;
 use quorate_types::{Incarnation, Instant, Member, MemberStatus, NodeId};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
@@ -423,9 +424,14 @@ impl Swim {
     /// A peer's half of an exchange, which it began. Answers with ours, or says why the peer is not let in.
     pub fn handle_push_pull(&mut self, now: Instant, from: SocketAddr, theirs: PushPull) -> Result<PushPull, Refusal> {
         self.advance(now);
-        if let Some(peer) = theirs.members.iter().find(|remote| remote.member.id == theirs.from) {
-            self.admit(&peer.member)?;
-        }
+        let Some(peer) = theirs.members.iter().find(|remote| remote.member.id == theirs.from) else {
+            self.counters.malformed += 1;
+            return Err(Refusal::Invalid {
+                name: theirs.from.to_string(),
+                reason: "it does not describe itself".to_owned(),
+            });
+        };
+        self.admit(&peer.member)?;
         self.merge(now, from, theirs);
         // Made after the merge, so that it holds our refutation of what they thought of us: after a partition, one
         // exchange is enough to see each other again.
@@ -592,6 +598,7 @@ impl Swim {
             });
         }
         if !self.members.contains_key(&peer.id) && self.members.len() >= self.config.member_count_max {
+            self.counters.refused_full += 1;
             return Err(Refusal::Full);
         }
         Ok(())
@@ -1047,6 +1054,7 @@ impl Swim {
         let free = self
             .config
             .packet_len_bytes_max
+            .min(GOSSIP_PACKET_LEN_BYTES_MAX)
             .saturating_sub(PACKET_OVERHEAD_LEN_BYTES + used);
         let limit = self.config.retransmit_limit(self.live_count);
         let mut updates = Vec::new();

@@ -279,6 +279,20 @@ fn a_killed_member_is_declared_failed_by_all_within_bounded_time() {
 }
 
 #[test]
+fn forty_members_hear_of_a_death_in_time_and_of_nothing_else() {
+    let mut net = Cluster::joined(40, 1);
+    net.loss_permille = 20;
+    net.kill(40);
+    let others: Vec<u8> = (1..40).collect();
+    // A round of probes takes 40 s at the most, but 39 members probe: most of this is the suspicion.
+    net.run_until("n40 is dead", secs(45), |net| net.all_see(&others, 40, Status::Dead));
+    for viewer in others {
+        let wrongly = |event: &Event| matches!(event, Event::Failed(member) if member.name != "n40");
+        assert!(!net.events(viewer).iter().any(wrongly));
+    }
+}
+
+#[test]
 fn a_suspect_that_refutes_in_time_stays_alive() {
     let mut net = Cluster::joined(3, 7);
     net.isolate(2); // A cut of one link would not do: n3 would carry the ping_req.

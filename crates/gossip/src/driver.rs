@@ -1,0 +1,627 @@
+//! The tasks and the handle.
+
+use crate::errors::{ForceLeaveError, JoinError, StartError, StreamError};
+use crate::events::{MemberEvent, MemberEvents, Subscribers};
+use crate::streams::{exchange, read_frame, write_frame};
+use futures::future::{Either, join_all, select};
+use quorate_rt::{Event as RtEvent, Listener as _, Rt, Task, Udp as _};
+use quorate_swim::{Event, InvalidMember, MemberState, Message, Output, Swim};
+use quorate_types::limits::GOSSIP_PACKET_LEN_BYTES_MAX;
+use quorate_types::{Incarnation, Instant, Member, NodeId};
+use quorate_wire::gossip::{StreamMessage, decode_packet, encode_packet};
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tracing::{debug, info, warn};
+
+/// Streams that peers opened. More wait in the kernel's backlog. Each may hold one frame (16 MiB at most).
+const INBOUND_STREAM_COUNT_MAX: usize = 32;
+/// Streams that we opened because `swim` asked for it: a push/pull, a probe and a reconnect, and slow ones before them.
+const OUTBOUND_STREAM_COUNT_MAX: usize = 16;
+/// Addresses that a `join` contacts at a time.
+const JOIN_COUNT_AT_A_TIME: usize = 8;
+/// Packets that wait to be sent. A socket takes them at once; thousands waiting are old news.
+const PACKET_COUNT_MAX: usize = 4096;
+/// After an error of the socket itself, so that one that stays does not keep a processor busy.
+const SOCKET_ERROR_DELAY: Duration = Duration::from_millis(100);
+/// With port 0 the system chooses one for streams; another process may hold it for datagrams.
+const PORT_ATTEMPT_COUNT_MAX: usize = 16;
+
+/// What a pool is started with.
+#[derive(Clone, Debug)]
+pub struct GossipConfig {
+    pub id: NodeId,
+    pub name: String,
+    pub datacenter: String,
+    /// Port 0: the system chooses one.
+    pub bind: SocketAddr,
+    /// Where others reach us, at the bound port.
+    pub advertise: IpAddr,
+    pub tags: BTreeMap<String, String>,
+    pub timing: quorate_swim::Config,
+    /// `lan` or `wan`: for errors, logs and traces.
+    pub pool: &'static str,
+}
+
+/// One member of a pool. Clones are handles of the same member.
+pub struct Gossip<R: Rt> {
+    handle: Arc<Handle<R>>,
+}
+
+impl<R: Rt> Clone for Gossip<R> {
+    fn clone(&self) -> Self {
+        Self {
+            handle: Arc::clone(&self.handle),
+        }
+    }
+}
+
+/// Ends the tasks when the last [`Gossip`] goes: the tasks themselves share only `Shared`.
+struct Handle<R: Rt> {
+    shared: Arc<Shared<R>>,
+}
+
+impl<R: Rt> Drop for Handle<R> {
+    fn drop(&mut self) {
+        drop(self.shared.abort_tasks());
+    }
+}
+
+struct Shared<R: Rt> {
+    rt: R,
+    pool: &'static str,
+    address: SocketAddr,
+    stream_timeout: Duration,
+    leave_timeout: Duration,
+    core: Mutex<Core>,
+    tasks: Mutex<Tasks>,
+    /// `swim` wants to be called earlier than the timer task thought.
+    timer: Notify,
+    /// Packets wait.
+    packets: Notify,
+    /// A leave may have made progress: told to all who wait.
+    leave: Notify,
+    inbound: Arc<Semaphore>,
+    outbound: Arc<Semaphore>,
+    malformed_count: AtomicU64,
+}
+
+struct Core {
+    swim: Swim,
+    timer_at: Instant,
+    packets: VecDeque<(SocketAddr, Vec<Message>)>,
+    /// The send task has taken packets that the socket did not take yet.
+    is_sending: bool,
+    subscribers: Subscribers,
+    members: Option<Arc<Vec<Member>>>,
+}
+
+#[derive(Default)]
+struct Tasks {
+    running: BTreeMap<u64, Task>,
+    sequence_next: u64,
+    is_stopping: bool,
+}
+
+/// A stream to open.
+enum Errand {
+    PushPull {
+        to: SocketAddr,
+    },
+    Probe {
+        to: SocketAddr,
+        target: NodeId,
+        sequence: u64,
+        deadline_at: Instant,
+    },
+}
+
+impl<R: Rt> Gossip<R> {
+    /// Binds the sockets and starts a pool of one.
+    pub async fn start(rt: R, config: GossipConfig) -> Result<Self, StartError> {
+        let pool = config.pool;
+        let (listener, udp, bound) = bind(&rt, pool, config.bind).await?;
+        let address = SocketAddr::new(config.advertise, bound.port());
+        let me = MemberState {
+            id: config.id,
+            name: config.name,
+            address,
+            datacenter: config.datacenter,
+            tags: config.tags,
+        };
+        let incarnation = Incarnation(rt.wall_now().as_millis());
+        let rng = rt.rng(&format!("gossip.{pool}"));
+        let (stream_timeout, leave_timeout) = (config.timing.stream_timeout, config.timing.leave_timeout);
+        let swim =
+            Swim::new(config.timing, me, incarnation, rng, rt.now()).map_err(|err| StartError::Member { pool, err })?;
+        let shared = Arc::new(Shared {
+            pool,
+            address,
+            stream_timeout,
+            leave_timeout,
+            core: Mutex::new(Core {
+                timer_at: Instant::ZERO,
+                swim,
+                packets: VecDeque::new(),
+                is_sending: false,
+                subscribers: Subscribers::default(),
+                members: None,
+            }),
+            tasks: Mutex::default(),
+            timer: Notify::new(),
+            packets: Notify::new(),
+            leave: Notify::new(),
+            inbound: Arc::new(Semaphore::new(INBOUND_STREAM_COUNT_MAX)),
+            outbound: Arc::new(Semaphore::new(OUTBOUND_STREAM_COUNT_MAX)),
+            malformed_count: AtomicU64::new(0),
+            rt,
+        });
+        // The sockets are the tasks' alone, so that they close when the tasks end.
+        let udp = Arc::new(udp);
+        shared.spawn("gossip.receive", Arc::clone(&shared).receive(Arc::clone(&udp)));
+        shared.spawn("gossip.send", Arc::clone(&shared).send(udp));
+        shared.spawn("gossip.accept", Arc::clone(&shared).accept(listener));
+        shared.spawn("gossip.timer", Arc::clone(&shared).run_timer());
+        Ok(Self {
+            handle: Arc::new(Handle { shared }),
+        })
+    }
+
+    /// Where this member is reached: the advertised address and the bound port.
+    pub fn address(&self) -> SocketAddr {
+        self.handle.shared.address
+    }
+    pub fn local_member(&self) -> Member {
+        self.handle.shared.core().swim.me()
+    }
+    /// All known members, failed and left ones included, sorted by name.
+    pub fn members(&self) -> Arc<Vec<Member>> {
+        let mut core = self.handle.shared.core();
+        let Core { members, swim, .. } = &mut *core;
+        Arc::clone(members.get_or_insert_with(|| Arc::new(swim.members())))
+    }
+    pub fn subscribe(&self) -> MemberEvents {
+        self.handle.shared.core().subscribers.subscribe()
+    }
+    /// Exchanges state with each address, and so becomes part of its pool. Answers how many were contacted, or, when none
+    /// was, why not.
+    pub async fn join(&self, addresses: &[SocketAddr]) -> Result<usize, JoinError> {
+        let mut contacted = 0;
+        let mut failures = Vec::new();
+        for addresses in addresses.chunks(JOIN_COUNT_AT_A_TIME) {
+            let exchanges = addresses.iter().map(|address| self.handle.shared.push_pull(*address));
+            for (address, result) in addresses.iter().zip(join_all(exchanges).await) {
+                match result {
+                    Ok(()) => contacted += 1,
+                    Err(err) => failures.push((*address, err)),
+                }
+            }
+        }
+        for (address, err) in &failures {
+            debug!(pool = self.handle.shared.pool, %address, %err, "failed to join");
+        }
+        if contacted == 0 && !failures.is_empty() {
+            return Err(JoinError { failures });
+        }
+        Ok(contacted)
+    }
+    /// Tells the pool that this member leaves, and waits until that was sent often enough, or the leave timeout is over.
+    /// The member still answers until `stop`.
+    pub async fn leave(&self) {
+        let shared = &self.handle.shared;
+        shared.apply(|swim, now| swim.leave(now));
+        shared.core().members = None;
+        let sent = async {
+            loop {
+                // Made before the look, so that what happens after the look wakes it.
+                let progress = shared.leave.notified();
+                let is_sent = {
+                    let core = shared.core();
+                    core.swim.is_leave_sent() && core.packets.is_empty() && !core.is_sending
+                };
+                if is_sent {
+                    return;
+                }
+                progress.await;
+            }
+        };
+        // Swim gives up at the timeout itself; twice as long is for a socket that takes nothing.
+        if shared.rt.timeout(shared.leave_timeout * 2, sent).await.is_err() {
+            warn!(pool = shared.pool, "gave up telling that this member leaves");
+        }
+    }
+    /// Turns a failed member into one that left; with `prune` it is forgotten. A live one refutes it.
+    pub async fn force_leave(&self, name: &str, prune: bool) -> Result<(), ForceLeaveError> {
+        self.handle.shared.apply(|swim, now| swim.force_leave(now, name, prune))
+    }
+    /// Replaces this member's tags and tells the pool.
+    pub async fn set_tags(&self, tags: BTreeMap<String, String>) -> Result<(), InvalidMember> {
+        self.handle.shared.apply(|swim, now| swim.set_tags(now, tags))
+    }
+    /// The `serf_lan` and `serf_wan` of `/v1/agent/self`.
+    pub fn stats(&self) -> BTreeMap<String, String> {
+        let core = self.handle.shared.core();
+        let (members, failed, left) = core.swim.counts();
+        let queued = if members > 1 { core.swim.broadcast_count() } else { 0 };
+        let clock = core.swim.counters().changes + 1;
+        drop(core);
+        [
+            ("members", members.to_string()),
+            ("failed", failed.to_string()),
+            ("left", left.to_string()),
+            ("health_score", self.health_score().to_string()),
+            ("intent_queue", queued.to_string()),
+            ("member_time", clock.to_string()),
+            // What this pool does not carry yet.
+            ("event_time", "1".to_owned()),
+            ("event_queue", "0".to_owned()),
+            ("query_time", "1".to_owned()),
+            ("query_queue", "0".to_owned()),
+            ("coordinate_resets", "0".to_owned()),
+            ("encrypted", "false".to_owned()),
+        ]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
+    }
+    /// 0 is healthy.
+    pub fn health_score(&self) -> u32 {
+        self.handle.shared.core().swim.health_score()
+    }
+    /// Packets and frames of peers that could not be read.
+    pub fn malformed_count(&self) -> u64 {
+        self.handle.shared.malformed_count.load(Ordering::Relaxed)
+    }
+    /// The invariants of the state machine, for the simulator.
+    pub fn check(&self) {
+        self.handle.shared.core().swim.check();
+    }
+    /// Ends all tasks and closes the sockets, without telling anybody.
+    pub async fn stop(&self) {
+        for task in self.handle.shared.abort_tasks() {
+            // Aborted tasks end without a word.
+            let _ = task.join().await;
+        }
+    }
+}
+
+/// Both sockets on one port.
+async fn bind<R: Rt>(
+    rt: &R,
+    pool: &'static str,
+    at: SocketAddr,
+) -> Result<(R::Listener, R::Udp, SocketAddr), StartError> {
+    let failed = |network, address, err| StartError::Bind {
+        pool,
+        network,
+        address,
+        err,
+    };
+    let mut attempt = 1;
+    loop {
+        let listener = rt.tcp_listen(at).await.map_err(|err| failed("tcp", at, err))?;
+        let bound = listener.local_addr().map_err(|err| failed("tcp", at, err))?;
+        match rt.udp_bind(bound).await {
+            Ok(udp) => return Ok((listener, udp, bound)),
+            Err(err)
+                if at.port() == 0 && err.kind() == io::ErrorKind::AddrInUse && attempt < PORT_ATTEMPT_COUNT_MAX =>
+            {
+                attempt += 1;
+            }
+            Err(err) => return Err(failed("udp", bound, err)),
+        }
+    }
+}
+
+impl<R: Rt> Shared<R> {
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().expect("a panic of the state machine ends the process")
+    }
+
+    fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) -> bool {
+        self.spawn_with(|_| work, name)
+    }
+    fn spawn_with<F>(&self, work: impl FnOnce(u64) -> F, name: &'static str) -> bool
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut tasks = self.tasks.lock().expect("no holder panics");
+        if tasks.is_stopping {
+            return false;
+        }
+        let key = tasks.sequence_next;
+        tasks.sequence_next += 1;
+        // Under the lock: a task that ends at once finds its own entry to remove.
+        let task = self.rt.spawn(name, work(key));
+        tasks.running.insert(key, task);
+        true
+    }
+    /// A task for one stream, forgotten when it ends.
+    fn spawn_stream(
+        self: &Arc<Self>,
+        name: &'static str,
+        permit: OwnedSemaphorePermit,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let shared = Arc::clone(self);
+        self.spawn_with(
+            |key| async move {
+                work.await;
+                drop(permit);
+                shared.tasks.lock().expect("no holder panics").running.remove(&key);
+            },
+            name,
+        );
+    }
+    fn abort_tasks(&self) -> Vec<Task> {
+        let mut tasks = self.tasks.lock().expect("no holder panics");
+        tasks.is_stopping = true;
+        let running: Vec<Task> = std::mem::take(&mut tasks.running).into_values().collect();
+        for task in &running {
+            task.abort();
+        }
+        running
+    }
+
+    /// Calls the state machine and carries out what it wants done.
+    fn apply<T>(self: &Arc<Self>, call: impl FnOnce(&mut Swim, Instant) -> T) -> T {
+        let mut errands = Vec::new();
+        let mut core = self.core();
+        // Read under the lock: the state machine's time never goes back.
+        let now = self.rt.now();
+        let result = call(&mut core.swim, now);
+        let mut has_packets = false;
+        while let Some(output) = core.swim.poll_output() {
+            match output {
+                Output::Packet { to, messages } => {
+                    has_packets = true;
+                    if core.packets.len() >= PACKET_COUNT_MAX {
+                        core.packets.pop_front();
+                    }
+                    core.packets.push_back((to, messages));
+                }
+                Output::PushPull { to } => errands.push(Errand::PushPull { to }),
+                Output::StreamProbe {
+                    to,
+                    target,
+                    sequence,
+                    deadline_at,
+                } => errands.push(Errand::Probe {
+                    to,
+                    target,
+                    sequence,
+                    deadline_at,
+                }),
+                Output::Event(event) => self.tell(&mut core, event),
+            }
+        }
+        let is_earlier = core.swim.next_timeout() < core.timer_at;
+        drop(core);
+        if has_packets {
+            self.packets.notify_one();
+        }
+        if is_earlier {
+            self.timer.notify_one();
+        }
+        for errand in errands {
+            self.run_errand(errand);
+        }
+        result
+    }
+
+    fn tell(&self, core: &mut Core, event: Event) {
+        let pool = self.pool;
+        let (word, event) = match event {
+            Event::Joined(member) => ("joined", MemberEvent::Joined(member)),
+            Event::Updated(member) => ("updated", MemberEvent::Updated(member)),
+            Event::Leaving(member) => ("leaving", MemberEvent::Updated(member)),
+            Event::Failed(member) => ("failed", MemberEvent::Failed(member)),
+            Event::Left(member) => ("left", MemberEvent::Left(member)),
+            Event::Reaped(member) => ("reaped", MemberEvent::Reaped(member)),
+            Event::Suspected {
+                member,
+                incarnation,
+                from,
+            } => {
+                debug!(pool, %member, %incarnation, %from, "suspected");
+                return self.trace(format_args!("{pool} suspected {member} {incarnation} {from}"));
+            }
+            Event::Cleared { member, incarnation } => {
+                debug!(pool, %member, %incarnation, "suspicion cleared");
+                return self.trace(format_args!("{pool} cleared {member} {incarnation}"));
+            }
+            Event::Refuted { incarnation } => {
+                // A pool that calls us dead is worth a look; a refutation settles it.
+                debug!(pool, %incarnation, "refuted what others think of this member");
+                return self.trace(format_args!("{pool} refuted {incarnation}"));
+            }
+            Event::Conflict {
+                name,
+                holder,
+                claimant,
+                claimant_address,
+            } => {
+                warn!(pool, %name, %holder, %claimant, %claimant_address, "two members claim one name or id");
+                return self.trace(format_args!("{pool} conflict {name} {holder} {claimant}"));
+            }
+            Event::WrongDatacenter { name, datacenter } => {
+                return debug!(pool, %name, %datacenter, "refused a member of another datacenter");
+            }
+            Event::Full { refused } => return warn!(pool, %refused, "refused a member: the pool is full"),
+            Event::Malformed { from, reason } => return debug!(pool, %from, %reason, "refused a member's description"),
+            Event::StreamOnly { member } => {
+                return warn!(pool, %member, "reached over a stream, but not by datagrams: is UDP let through?");
+            }
+            Event::LeaveSent => return self.leave.notify_waiters(),
+        };
+        core.members = None;
+        if let MemberEvent::Joined(member)
+        | MemberEvent::Updated(member)
+        | MemberEvent::Failed(member)
+        | MemberEvent::Left(member)
+        | MemberEvent::Reaped(member) = &event
+        {
+            info!(pool, member = %member.name, id = %member.id, address = %member.address, "member {word}");
+            let Member {
+                id,
+                name,
+                address,
+                tags,
+                ..
+            } = member;
+            self.trace(format_args!("{pool} {word} {id} {name} {address} {tags:?}"));
+        }
+        core.subscribers.publish(&event);
+    }
+    fn trace(&self, what: std::fmt::Arguments<'_>) {
+        self.rt.event(RtEvent {
+            kind: "gossip",
+            payload: what.to_string().as_bytes(),
+        });
+    }
+
+    // Tasks.
+
+    async fn receive(self: Arc<Self>, udp: Arc<R::Udp>) {
+        // One more, so that a longer datagram is seen to be too long.
+        let mut buffer = [0; GOSSIP_PACKET_LEN_BYTES_MAX + 1];
+        loop {
+            match udp.recv_from(&mut buffer).await {
+                Ok((len, from)) => match decode_packet(&buffer[..len]) {
+                    Ok(messages) => self.apply(|swim, now| swim.handle_packet(now, from, messages)),
+                    Err(err) => {
+                        self.malformed_count.fetch_add(1, Ordering::Relaxed);
+                        debug!(pool = self.pool, %from, %err, "malformed packet");
+                    }
+                },
+                Err(err) => {
+                    warn!(pool = self.pool, %err, "receive a packet");
+                    self.rt.sleep(SOCKET_ERROR_DELAY).await;
+                }
+            }
+        }
+    }
+    async fn send(self: Arc<Self>, udp: Arc<R::Udp>) {
+        loop {
+            let next = {
+                let mut core = self.core();
+                let next = core.packets.pop_front();
+                core.is_sending = next.is_some();
+                next
+            };
+            let Some((to, messages)) = next else {
+                self.leave.notify_waiters();
+                self.packets.notified().await;
+                continue;
+            };
+            let packet = encode_packet(&messages);
+            debug_assert!(packet.len() <= GOSSIP_PACKET_LEN_BYTES_MAX, "swim counts what fits");
+            if let Err(err) = udp.send_to(&packet, to).await {
+                debug!(pool = self.pool, %to, %err, "send a packet");
+            }
+        }
+    }
+    async fn run_timer(self: Arc<Self>) {
+        loop {
+            let at = {
+                let mut core = self.core();
+                core.timer_at = core.swim.next_timeout();
+                core.timer_at
+            };
+            let sleep = self.rt.sleep_until(at);
+            let earlier = self.timer.notified();
+            futures::pin_mut!(sleep, earlier);
+            if let Either::Left(_) = select(sleep, earlier).await {
+                self.apply(|swim, now| swim.handle_timeout(now));
+            }
+        }
+    }
+    async fn accept(self: Arc<Self>, listener: R::Listener) {
+        loop {
+            let permit = Arc::clone(&self.inbound).acquire_owned().await;
+            let permit = permit.expect("the semaphore is never closed");
+            match listener.accept().await {
+                Ok((stream, from)) => {
+                    let shared = Arc::clone(&self);
+                    self.spawn_stream("gossip.serve", permit, async move {
+                        let timeout = shared.stream_timeout;
+                        let served = shared.rt.timeout(timeout, shared.serve(stream, from)).await;
+                        if let Ok(Err(err)) = served {
+                            if matches!(err, StreamError::Malformed(_) | StreamError::Unexpected) {
+                                shared.malformed_count.fetch_add(1, Ordering::Relaxed);
+                            }
+                            debug!(pool = shared.pool, %from, %err, "serve a stream");
+                        }
+                    });
+                }
+                Err(err) => {
+                    warn!(pool = self.pool, %err, "accept a stream");
+                    self.rt.sleep(SOCKET_ERROR_DELAY).await;
+                }
+            }
+        }
+    }
+    async fn serve(self: &Arc<Self>, mut stream: R::Stream, from: SocketAddr) -> Result<(), StreamError> {
+        let answer = match read_frame(&mut stream).await? {
+            StreamMessage::Ping { target } if self.core().swim.handle_stream_ping(target) => {
+                StreamMessage::Ack { target }
+            }
+            // Meant for a former holder of this address.
+            StreamMessage::Ping { .. } => return Ok(()),
+            StreamMessage::PushPull(theirs) => match self.apply(|swim, now| swim.handle_push_pull(now, from, theirs)) {
+                Ok(ours) => StreamMessage::PushPull(ours),
+                Err(refusal) => {
+                    info!(pool = self.pool, %from, %refusal, "refused a member");
+                    StreamMessage::Refused(refusal)
+                }
+            },
+            StreamMessage::Ack { .. } | StreamMessage::Refused(_) => return Err(StreamError::Unexpected),
+        };
+        write_frame(&mut stream, &answer).await?;
+        stream.shutdown().await.map_err(StreamError::Io)
+    }
+
+    fn run_errand(self: &Arc<Self>, errand: Errand) {
+        let Ok(permit) = Arc::clone(&self.outbound).try_acquire_owned() else {
+            // Peers that do not answer hold all streams; the next round tries again.
+            return debug!(pool = self.pool, "too many streams are open");
+        };
+        let shared = Arc::clone(self);
+        match errand {
+            Errand::PushPull { to } => self.spawn_stream("gossip.push_pull", permit, async move {
+                match shared.push_pull(to).await {
+                    Ok(()) => {}
+                    Err(StreamError::Refused(refusal)) => warn!(pool = shared.pool, %to, %refusal, "not let in"),
+                    Err(err) => debug!(pool = shared.pool, %to, %err, "push/pull"),
+                }
+            }),
+            Errand::Probe {
+                to,
+                target,
+                sequence,
+                deadline_at,
+            } => self.spawn_stream("gossip.probe", permit, async move {
+                let timeout = deadline_at - shared.rt.now();
+                let answer = exchange(&shared.rt, to, timeout, StreamMessage::Ping { target }).await;
+                let is_answered = matches!(answer, Ok(StreamMessage::Ack { target: acked }) if acked == target);
+                shared.apply(|swim, now| swim.handle_stream_probe(now, sequence, is_answered));
+            }),
+        }
+    }
+    async fn push_pull(self: &Arc<Self>, to: SocketAddr) -> Result<(), StreamError> {
+        let ours = StreamMessage::PushPull(self.core().swim.push_pull_request());
+        match exchange(&self.rt, to, self.stream_timeout, ours).await? {
+            StreamMessage::PushPull(theirs) => {
+                self.apply(|swim, now| swim.handle_push_pull_reply(now, to, theirs));
+                Ok(())
+            }
+            StreamMessage::Refused(refusal) => Err(StreamError::Refused(refusal)),
+            StreamMessage::Ping { .. } | StreamMessage::Ack { .. } => Err(StreamError::Unexpected),
+        }
+    }
+}
