@@ -1061,7 +1061,8 @@ fn without_compression_nothing_points() {
         for asked in [qtype::A, qtype::SRV, qtype::SOA] {
             let message = World::message(name, asked, Edns::Size(4096));
             let bytes = world.bytes(&message, Transport::Udp);
-            assert!(bytes.iter().all(|byte| *byte < 0xc0 || *byte == 192), "{name}");
+            // Here every name that occurs twice would point into the question.
+            assert!(!bytes.windows(2).any(|pair| pair[0] == 0xc0 && pair[1] < 40), "{name}");
             let plain = Message::from_vec(&bytes).unwrap();
             let small = Message::from_vec(&World::new().bytes(&message, Transport::Udp)).unwrap();
             assert_eq!(sorted(&plain.answers), sorted(&small.answers));
