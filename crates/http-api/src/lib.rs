@@ -1,7 +1,40 @@
-//! The HTTP API: routes, JSON shapes, status codes, blocking queries.
+//! The HTTP API: routes, JSON shapes, status codes, blocking queries. Drop-in for clients of Consul's `/v1`.
+//!
+//! In: requests over the door's streams. Out: what [`Backend`] answers, in the shapes clients know.
+//! A request passes `transport` (path, compression), `routes` (endpoint, gate, errors) and one handler (`agent`, `catalog`,
+//! `health`, `kv`, `status`); `params` and `decode` read what it says, `json` writes what it gets, `filter` chooses from it.
+//!
+//! Invariants: nothing replicated is decided here; whatever a request says, it gets an answer or a closed connection, and
+//! memory is bounded per connection; all compatibility quirks of HTTP live here and nowhere else.
+//! Not here: sessions, transactions, queries, events, ACLs, TLS, Unix sockets, the UI.
 
+mod agent;
+mod api;
 pub mod backend;
+mod call;
+mod catalog;
+pub mod config;
+pub mod decode;
+pub mod errors;
+pub mod filter;
+pub mod go;
+mod health;
+mod json;
+mod kv;
+mod params;
+pub mod records;
+mod routes;
+mod server;
+mod status;
+mod transport;
 
+pub use api::Api;
 pub use backend::{
     AgentFacts, Backend, BackendError, LocalError, RaftConfiguration, RaftServer, ReadReply, ReadRequest, StatusReply,
 };
+pub use config::{Cidr, CidrError, HttpConfig};
+pub use decode::fill_tagged_addresses;
+pub use errors::Fault;
+pub use routes::{Peer, router};
+pub use server::{CONNECTION_COUNT_MAX, HttpServer, STOP_TIMEOUT, StartError};
+pub use transport::answer;

@@ -1,0 +1,86 @@
+//! `/v1/health/...`: checks, and instances by their health.
+
+use crate::api::Api;
+use crate::backend::{Backend, ReadReply};
+use crate::call::{Call, Failure, Reply};
+use crate::catalog::{answer, cache_miss, prepare, retain};
+use crate::errors::Fault;
+use crate::filter::Filter;
+use crate::go::parse_bool;
+use crate::json::{CheckJson, CheckServiceNodeJson, list};
+use crate::records;
+use quorate_rt::Rt;
+use quorate_store::{Answer, Query};
+use quorate_types::CheckStatus;
+
+fn list_checks(call: &Call, reply: ReadReply, filter: Option<&Filter>) -> Result<Reply, Failure> {
+    let (description, consistency) = (reply.description(), reply.consistency);
+    let mut checks = answer!(reply.answer, Answer::Checks);
+    retain(&mut checks, filter, |filter, check| filter.matches(&**check));
+    Ok(call
+        .json(&list(&checks, |check| CheckJson(check)))
+        .described(description)
+        .obtained(consistency))
+}
+
+pub async fn node<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
+    let (options, filter) = prepare(&api, &call, &records::CHECK)?;
+    let node = call.required("node name")?.to_owned();
+    let reply = api.discover(&call, Query::NodeChecks { node }, &options).await?;
+    list_checks(&call, reply, filter.as_ref())
+}
+
+pub async fn checks<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
+    let (options, filter) = prepare(&api, &call, &records::CHECK)?;
+    let service = call.required("service name")?.to_owned();
+    let query = Query::ServiceChecks {
+        service,
+        node_meta: call.params.node_meta(),
+    };
+    let reply = api.discover(&call, query, &options).await?;
+    list_checks(&call, reply, filter.as_ref())
+}
+
+pub async fn state<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
+    let (options, filter) = prepare(&api, &call, &records::CHECK)?;
+    let word = call.required("check state")?;
+    let status: Option<CheckStatus> = word.parse().ok();
+    let query = Query::ChecksInState {
+        status,
+        node_meta: call.params.node_meta(),
+    };
+    let mut reply = api.discover(&call, query, &options).await?;
+    if status.is_none() && word != "any" {
+        // No check is in a state that does not exist; the index is that of all checks all the same.
+        reply.answer = Answer::Checks(Vec::new());
+    }
+    list_checks(&call, reply, filter.as_ref())
+}
+
+pub async fn service<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
+    let (options, filter) = prepare(&api, &call, &records::HEALTH_SERVICE)?;
+    let service = call.required("service name")?.to_owned();
+    let only_passing = match (call.params.has("passing"), call.params.get("passing")) {
+        (false, _) => false,
+        (true, "") => true,
+        (true, value) => parse_bool(value).ok_or(Fault::Passing)?,
+    };
+    let query = Query::Instances {
+        service,
+        tags: call.params.tags(),
+        node_meta: call.params.node_meta(),
+    };
+    let reply = api.discover(&call, query, &options).await?;
+    let (description, consistency) = (reply.description(), reply.consistency);
+    let mut instances = answer!(reply.answer, Answer::Instances);
+    if only_passing {
+        instances.retain(|instance| instance.status() == CheckStatus::Passing);
+    }
+    retain(&mut instances, filter.as_ref(), |filter, instance| {
+        filter.matches(instance)
+    });
+    let json = call.json(&list(&instances, |instance| {
+        CheckServiceNodeJson(instance, api.translation())
+    }));
+    Ok(cache_miss(json.described(description).obtained(consistency), &options))
+}

@@ -1,0 +1,144 @@
+//! `/v1/kv/...`: keys and values.
+
+use crate::api::Api;
+use crate::backend::Backend;
+use crate::call::{BARE_TEXT, Call, Failure, Reply};
+use crate::catalog::{answer, write};
+use crate::errors::{Fault, SessionFault};
+use crate::go::parse_uint;
+use crate::json::{KvJson, list};
+use crate::params::ReadOptions;
+use http::header::{CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderValue, StatusCode};
+use quorate_rt::Rt;
+use quorate_store::{Answer, Command, KvCommand, Query};
+use quorate_types::{KvPair, ModifyIndex, Uuid};
+use std::sync::Arc;
+
+pub async fn get<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
+    let options = ReadOptions::parse(&call.params, api.config(), false)?;
+    let key = call.rest.clone();
+    if call.params.has("keys") {
+        let separator = call.params.get("separator").to_owned();
+        let all = key.is_empty();
+        let reply = api
+            .read(&call.params, Query::KvKeys { prefix: key, separator }, &options)
+            .await?;
+        let description = reply.description();
+        let keys = answer!(reply.answer, Answer::KvKeys);
+        if keys.is_empty() && !all {
+            return Ok(Reply::empty().status(StatusCode::NOT_FOUND).described(description));
+        }
+        return Ok(call.json(&keys).described(description));
+    }
+    let mut single = false;
+    let query = if call.params.has("recurse") {
+        Query::KvList { prefix: key }
+    } else {
+        single = true;
+        Query::KvGet {
+            key: call.required("key name")?.to_owned(),
+        }
+    };
+    let reply = api.read(&call.params, query, &options).await?;
+    let description = reply.description();
+    let pairs: Vec<Arc<KvPair>> = match reply.answer {
+        Answer::Kv(pair) if single => pair.into_iter().collect(),
+        Answer::KvList(pairs) if !single => pairs,
+        _ => return Err(crate::catalog::mismatched()),
+    };
+    match pairs.first() {
+        None => Ok(Reply::empty().status(StatusCode::NOT_FOUND).described(description)),
+        Some(pair) if single && call.params.has("raw") => {
+            // A value is anybody's bytes: no browser may take them for a page of this origin.
+            Ok(Reply::new(StatusCode::OK, Some(BARE_TEXT), pair.value.clone().into())
+                .header(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))
+                .header(CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"))
+                .described(description))
+        }
+        Some(_) => Ok(call.json(&list(&pairs, |pair| KvJson(pair))).described(description)),
+    }
+}
+
+/// Refuses options that exclude one another.
+fn exclusive(call: &Call, options: &[&str]) -> Result<(), Fault> {
+    if options.iter().filter(|option| call.params.has(option)).count() > 1 {
+        return Err(Fault::ConflictingFlags(call.params.encode()));
+    }
+    Ok(())
+}
+
+/// `?cas=`, when given; without a value it is not.
+fn cas(call: &Call) -> Result<Option<ModifyIndex>, Fault> {
+    match call.params.has("cas") {
+        false => Ok(None),
+        true => Ok(Some(ModifyIndex(parse_uint(call.params.get("cas"))?))),
+    }
+}
+
+pub async fn put<R: Rt, B: Backend>(api: Api<R, B>, mut call: Call) -> Result<Reply, Failure> {
+    let key = call.required("key name")?.to_owned();
+    exclusive(&call, &["cas", "acquire", "release"])?;
+    let flags = match call.params.has("flags") {
+        false => 0,
+        true => parse_uint(call.params.get("flags"))?,
+    };
+    let expected = cas(&call)?;
+    let value = call
+        .read_body(&api, api.config().kv_value_len_bytes_max, "kv_max_value_size")
+        .await?;
+    for option in ["acquire", "release"] {
+        if call.params.has(option) {
+            return without_sessions(&call, option);
+        }
+    }
+    let pair = KvPair {
+        key,
+        value: value.into(),
+        flags,
+        ..KvPair::default()
+    };
+    let command = match expected {
+        None => KvCommand::Set(pair),
+        Some(expected) => KvCommand::Cas { pair, expected },
+    };
+    write(&api, &call, call.params.datacenter(), Command::Kv(command)).await
+}
+
+/// No session exists: none can take a lock, and none holds one that could be released.
+fn without_sessions(call: &Call, option: &str) -> Result<Reply, Failure> {
+    let session = call.params.get(option);
+    if session.is_empty() {
+        return Err(SessionFault::Missing.into_fault());
+    }
+    if option == "release" {
+        return Ok(call.json(&false));
+    }
+    Err(match session.parse::<Uuid>() {
+        Ok(_) => SessionFault::Unknown(session.to_owned()),
+        Err(_) => SessionFault::NotUuid,
+    }
+    .into_fault())
+}
+
+impl SessionFault {
+    fn into_fault(self) -> Failure {
+        Fault::Session(self).into()
+    }
+}
+
+pub async fn delete<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
+    exclusive(&call, &["recurse", "cas"])?;
+    let command = if call.params.has("recurse") {
+        KvCommand::DeleteTree {
+            prefix: call.rest.clone(),
+        }
+    } else {
+        let key = call.required("key name")?.to_owned();
+        match cas(&call)? {
+            None => KvCommand::Delete { key },
+            Some(expected) => KvCommand::DeleteCas { key, expected },
+        }
+    };
+    write(&api, &call, call.params.datacenter(), Command::Kv(command)).await
+}
