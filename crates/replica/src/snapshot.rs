@@ -1,0 +1,327 @@
+//! Snapshot files: written beside, synced, renamed, the directory synced; read back whole and sound or not at all.
+//!
+//! A file is the length and checksum of its meta, the meta (what the snapshot stands for), then the state's records. Its
+//! name tells its position, `snapshot-<term>-<index>`, so that a newer one never takes an older one's name.
+//! A file that is being written or received has another name, and goes at the next start.
+
+use crate::types::RaftRt;
+use bytes::{BufMut, Bytes, BytesMut};
+use quorate_rt::{AnyDisk, AnyFile, Disk, File as _, OpenMode};
+use quorate_store::{Store, StoreBuilder};
+use quorate_wire::codec::Malformed;
+use quorate_wire::raft::SnapshotMeta;
+use quorate_wire::state::{SnapshotDecoder, encode_snapshot};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use thiserror::Error;
+
+const NAME_PREFIX: &str = "snapshot-";
+const BUILDING_NAME: &str = "snapshot.building";
+pub(crate) const RECEIVING_NAME: &str = "snapshot.receiving";
+const META_HEADER_LEN_BYTES: usize = 8;
+const META_LEN_BYTES_MAX: usize = 1024 * 1024;
+/// Read, sent and decoded in pieces of this.
+pub(crate) const CHUNK_LEN_BYTES: usize = 256 * 1024;
+
+#[derive(Debug, Error)]
+pub enum SnapshotFileError {
+    #[error("{doing} {path}")]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        err: io::Error,
+    },
+    #[error("the snapshot {path} is corrupt at offset {offset}: {what}")]
+    Corrupt {
+        path: PathBuf,
+        offset: u64,
+        what: String,
+    },
+    #[error("the snapshot {path} is of a format this version does not know")]
+    Format {
+        path: PathBuf,
+        #[source]
+        err: Malformed,
+    },
+}
+
+impl From<SnapshotFileError> for io::Error {
+    fn from(err: SnapshotFileError) -> Self {
+        Self::other(err)
+    }
+}
+
+fn io_err(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotFileError {
+    let path = path.to_owned();
+    move |err| SnapshotFileError::Io { doing, path, err }
+}
+
+/// A snapshot on disk. It can be read as long as this lives, even when a newer one replaced it.
+pub struct SnapshotFile<R: RaftRt> {
+    file: Arc<AnyFile<<R::Disk as Disk>::File>>,
+    pub path: PathBuf,
+    pub len_bytes: u64,
+}
+
+impl<R: RaftRt> Clone for SnapshotFile<R> {
+    fn clone(&self) -> Self {
+        Self {
+            file: Arc::clone(&self.file),
+            path: self.path.clone(),
+            len_bytes: self.len_bytes,
+        }
+    }
+}
+
+/// The directory of snapshots.
+pub struct Snapshots<R: RaftRt> {
+    disk: AnyDisk<R::Disk>,
+    directory: PathBuf,
+}
+
+impl<R: RaftRt> Clone for Snapshots<R> {
+    fn clone(&self) -> Self {
+        Self {
+            disk: self.disk.clone(),
+            directory: self.directory.clone(),
+        }
+    }
+}
+
+impl<R: RaftRt> SnapshotFile<R> {
+    /// The bytes from `offset` on, at most a chunk.
+    pub async fn chunk(&self, offset: u64) -> Result<Bytes, SnapshotFileError> {
+        let len = usize::try_from(self.len_bytes.saturating_sub(offset))
+            .unwrap_or(usize::MAX)
+            .min(CHUNK_LEN_BYTES);
+        let bytes = self
+            .file
+            .read_at(offset, len)
+            .await
+            .map_err(io_err("read", &self.path))?;
+        if bytes.len() < len {
+            return Err(self.corrupt(offset + bytes.len() as u64, "it ends early"));
+        }
+        Ok(Bytes::from(bytes))
+    }
+
+    fn corrupt(&self, offset: u64, what: impl Into<String>) -> SnapshotFileError {
+        SnapshotFileError::Corrupt {
+            path: self.path.clone(),
+            offset,
+            what: what.into(),
+        }
+    }
+
+    /// What it stands for, and where the records begin.
+    pub async fn meta(&self) -> Result<(SnapshotMeta, u64), SnapshotFileError> {
+        let header = self
+            .file
+            .read_at(0, META_HEADER_LEN_BYTES)
+            .await
+            .map_err(io_err("read", &self.path))?;
+        let Some((len, crc)) = header.split_first_chunk::<4>() else {
+            return Err(self.corrupt(0, "it has no meta"));
+        };
+        let Some(crc) = crc.first_chunk::<4>() else {
+            return Err(self.corrupt(4, "it has no meta"));
+        };
+        let len = u32::from_le_bytes(*len) as usize;
+        if len > META_LEN_BYTES_MAX {
+            return Err(self.corrupt(0, "its meta is too long"));
+        }
+        let meta = self
+            .file
+            .read_at(META_HEADER_LEN_BYTES as u64, len)
+            .await
+            .map_err(io_err("read", &self.path))?;
+        if meta.len() != len || crc32c::crc32c(&meta) != u32::from_le_bytes(*crc) {
+            return Err(self.corrupt(0, "its meta has a wrong checksum"));
+        }
+        let meta = SnapshotMeta::decode(&Bytes::from(meta)).map_err(|err| match err {
+            Malformed::Version { .. } => SnapshotFileError::Format {
+                path: self.path.clone(),
+                err,
+            },
+            err => self.corrupt(META_HEADER_LEN_BYTES as u64, err.to_string()),
+        })?;
+        Ok((meta, (META_HEADER_LEN_BYTES + len) as u64))
+    }
+
+    /// The state it holds.
+    pub async fn load(&self) -> Result<(SnapshotMeta, Store), SnapshotFileError> {
+        let (meta, records_at) = self.meta().await?;
+        let mut decoder = SnapshotDecoder::new();
+        let mut builder = StoreBuilder::default();
+        let mut offset = records_at;
+        let sound = |err: quorate_wire::state::SnapshotError| self.corrupt(records_at, err.to_string());
+        while offset < self.len_bytes {
+            let chunk = self.chunk(offset).await?;
+            offset += chunk.len() as u64;
+            for record in decoder.push(&chunk).map_err(sound)? {
+                builder
+                    .push(record)
+                    .map_err(|err| self.corrupt(offset, err.to_string()))?;
+            }
+        }
+        decoder.finish().map_err(sound)?;
+        let store = builder
+            .finish()
+            .map_err(|err| self.corrupt(offset, err.to_string()))?;
+        Ok((meta, store))
+    }
+}
+
+impl<R: RaftRt> Snapshots<R> {
+    pub fn new(disk: AnyDisk<R::Disk>, directory: &Path) -> Self {
+        Self {
+            disk,
+            directory: directory.to_owned(),
+        }
+    }
+
+    fn path_of(&self, meta: &SnapshotMeta) -> PathBuf {
+        let (term, index) = meta.last.map_or((0, 0), |last| (last.term, last.index));
+        self.directory.join(format!("{NAME_PREFIX}{term:016x}-{index:016x}"))
+    }
+
+    /// The newest snapshot, if there is one. Older and unfinished ones are removed.
+    pub async fn open(&self) -> Result<Option<(SnapshotFile<R>, SnapshotMeta, Store)>, SnapshotFileError> {
+        let mut names = Vec::new();
+        for entry in self
+            .disk
+            .list(&self.directory)
+            .await
+            .map_err(io_err("list", &self.directory))?
+        {
+            if entry.name == BUILDING_NAME || entry.name == RECEIVING_NAME {
+                let path = self.directory.join(&entry.name);
+                self.disk.remove_file(&path).await.map_err(io_err("remove", &path))?;
+            } else if entry.name.starts_with(NAME_PREFIX) {
+                names.push(entry.name);
+            }
+        }
+        // Terms and indexes are written with leading zeros: names order as positions do.
+        names.sort();
+        let Some(newest) = names.pop() else {
+            return Ok(None);
+        };
+        let snapshot = self.open_file(&newest).await?;
+        let (meta, store) = snapshot.load().await?;
+        for name in names {
+            let path = self.directory.join(name);
+            self.disk.remove_file(&path).await.map_err(io_err("remove", &path))?;
+        }
+        Ok(Some((snapshot, meta, store)))
+    }
+
+    async fn open_file(&self, name: &str) -> Result<SnapshotFile<R>, SnapshotFileError> {
+        let path = self.directory.join(name);
+        let file = self
+            .disk
+            .open(&path, OpenMode::Read)
+            .await
+            .map_err(io_err("open", &path))?;
+        let len_bytes = file.len_bytes().await.map_err(io_err("measure", &path))?;
+        Ok(SnapshotFile {
+            file: Arc::new(file),
+            path,
+            len_bytes,
+        })
+    }
+
+    async fn fresh_file(&self, name: &str) -> Result<Receiving<R>, SnapshotFileError> {
+        let path = self.directory.join(name);
+        let file = self
+            .disk
+            .open(&path, OpenMode::Create)
+            .await
+            .map_err(io_err("create", &path))?;
+        file.set_len_bytes(0).await.map_err(io_err("empty", &path))?;
+        Ok(Receiving {
+            file: Arc::new(file),
+            path,
+            len_bytes: 0,
+        })
+    }
+
+    /// Begins to receive one from the leader. One at a time: a new one takes the place of an unfinished one.
+    pub async fn receive(&self) -> Result<Receiving<R>, SnapshotFileError> {
+        self.fresh_file(RECEIVING_NAME).await
+    }
+
+    /// Writes a snapshot of this state.
+    pub async fn build(&self, meta: &SnapshotMeta, store: &Store) -> Result<SnapshotFile<R>, SnapshotFileError> {
+        let mut file = self.fresh_file(BUILDING_NAME).await?;
+        let encoded = meta.encode();
+        let mut head = BytesMut::with_capacity(META_HEADER_LEN_BYTES + encoded.len());
+        head.put_u32_le(u32::try_from(encoded.len()).expect("a membership is small"));
+        head.put_u32_le(crc32c::crc32c(&encoded));
+        head.put_slice(&encoded);
+        file.push(head.freeze()).await?;
+        for piece in encode_snapshot(store.records()) {
+            file.push(Bytes::from(piece)).await?;
+        }
+        let snapshot = file.finish().await?;
+        self.put_in_place(snapshot, meta).await
+    }
+
+    /// Makes a whole and synced file the current snapshot: renamed, the directory synced.
+    pub async fn put_in_place(
+        &self,
+        snapshot: SnapshotFile<R>,
+        meta: &SnapshotMeta,
+    ) -> Result<SnapshotFile<R>, SnapshotFileError> {
+        let path = self.path_of(meta);
+        if snapshot.path == path {
+            return Ok(snapshot);
+        }
+        self.disk
+            .rename(&snapshot.path, &path)
+            .await
+            .map_err(io_err("rename", &snapshot.path))?;
+        self.disk
+            .sync_dir(&self.directory)
+            .await
+            .map_err(io_err("sync", &self.directory))?;
+        Ok(SnapshotFile { path, ..snapshot })
+    }
+
+    /// Removes one that a newer one replaced.
+    pub async fn remove(&self, old: &SnapshotFile<R>) -> Result<(), SnapshotFileError> {
+        self.disk
+            .remove_file(&old.path)
+            .await
+            .map_err(io_err("remove", &old.path))
+    }
+}
+
+/// A snapshot file that grows.
+pub struct Receiving<R: RaftRt> {
+    file: Arc<AnyFile<<R::Disk as Disk>::File>>,
+    path: PathBuf,
+    pub len_bytes: u64,
+}
+
+impl<R: RaftRt> Receiving<R> {
+    pub async fn push(&mut self, content: Bytes) -> Result<(), SnapshotFileError> {
+        let len_bytes = content.len() as u64;
+        self.file
+            .write_at(self.len_bytes, content)
+            .await
+            .map_err(io_err("write", &self.path))?;
+        self.len_bytes += len_bytes;
+        Ok(())
+    }
+    /// Syncs it. Only then may it get its name.
+    pub async fn finish(self) -> Result<SnapshotFile<R>, SnapshotFileError> {
+        self.file.sync_all().await.map_err(io_err("sync", &self.path))?;
+        Ok(SnapshotFile {
+            file: self.file,
+            path: self.path,
+            len_bytes: self.len_bytes,
+        })
+    }
+}
