@@ -41,8 +41,6 @@ const CLASS_IN: u16 = 1;
 const OPCODE_QUERY: u8 = 0;
 const OPCODE_NOTIFY: u8 = 4;
 const OPTION_CLIENT_SUBNET: u16 = 8;
-/// RFC 7871 section 6: four bytes and an IPv6 address.
-const CLIENT_SUBNET_LEN_BYTES_MAX: usize = 20;
 /// A pointer has 14 bits (RFC 1035 section 4.1.4).
 const POINTER_OFFSET_MAX: usize = 0x3fff;
 
@@ -160,6 +158,7 @@ fn read_question(message: &[u8], header: &[u8; HEADER_LEN_BYTES], opcode: u8) ->
     })
 }
 
+/// The first client-subnet option, if it is well formed: an odd one is not echoed, which says that it was not understood.
 fn client_subnet(options: &[u8]) -> Option<Vec<u8>> {
     let mut reader = Reader {
         message: options,
@@ -168,12 +167,27 @@ fn client_subnet(options: &[u8]) -> Option<Vec<u8>> {
     loop {
         let (code, len_bytes) = (reader.u16()?, reader.u16()?);
         let data = reader.bytes(usize::from(len_bytes))?;
-        if code == OPTION_CLIENT_SUBNET && (4..=CLIENT_SUBNET_LEN_BYTES_MAX).contains(&data.len()) {
-            let mut data = data.to_vec();
-            data[3] = 0;
-            return Some(data);
+        if code == OPTION_CLIENT_SUBNET {
+            return is_client_subnet(data).then(|| {
+                let mut data = data.to_vec();
+                data[3] = 0;
+                data
+            });
         }
     }
+}
+
+/// RFC 7871 section 6: family, source prefix, scope prefix, and as many bytes of the address as the source prefix needs.
+fn is_client_subnet(data: &[u8]) -> bool {
+    let Some(([family_high, family_low, source_prefix, _], address)) = data.split_first_chunk::<4>() else {
+        return false;
+    };
+    let prefix_max = match [*family_high, *family_low] {
+        [0, 1] => 32,
+        [0, 2] => 128,
+        _ => return false,
+    };
+    *source_prefix <= prefix_max && address.len() == usize::from(source_prefix.div_ceil(8))
 }
 
 struct Reader<'a> {

@@ -1055,6 +1055,27 @@ fn the_client_subnet_comes_back_with_scope_zero() {
 }
 
 #[test]
+fn a_client_subnet_of_no_known_form_is_not_echoed() {
+    for (what, option) in [
+        ("an unknown family", &[0, 8, 0, 7, 1, 0, 24, 0, 192, 0, 2][..]),
+        ("no family", &[0, 8, 0, 7, 0, 0, 0, 0, 1, 3, 99]),
+        ("too long a prefix", &[0, 8, 0, 9, 0, 1, 33, 0, 192, 0, 2, 1, 0]),
+        ("too short an address", &[0, 8, 0, 6, 0, 1, 24, 0, 192, 0]),
+        ("a header cut short", &[0, 8, 0, 3, 0, 1, 24]),
+        ("a length beyond the option", &[0, 8, 0, 99, 0, 1, 24, 0]),
+    ] {
+        let mut message = World::message("n1.node.consul", qtype::A, DIG);
+        let length = message.len();
+        message[length - 1] = u8::try_from(option.len()).unwrap();
+        message.extend_from_slice(option);
+        let reply = World::new().bytes(&message, Transport::Udp);
+        let reply = Message::from_vec(&reply).expect(what);
+        assert_eq!(reply.answers.len(), 1, "{what}");
+        assert!(reply.edns.expect(what).options().as_ref().is_empty(), "{what}");
+    }
+}
+
+#[test]
 fn without_compression_nothing_points() {
     let world = World::configured(|config| config.disable_compression = true);
     for name in ["db.service.consul", "n1.node.consul", "consul"] {
