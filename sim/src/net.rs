@@ -13,7 +13,7 @@
 //! After power loss a machine says nothing; once it is up again it resets what it no longer knows. A process that dies on
 //! a machine that stays up has its connections closed by the kernel.
 //! Invariants: bytes arrive in order, once, or not at all; at most [`WINDOW_LEN`] bytes are unread by the peer's program.
-//! Not here: bandwidth, packet sizes, ICMP.
+//! Not here: packet sizes, ICMP.
 
 use crate::timeline::{Event, Timeline};
 use bytes::Bytes;
@@ -55,6 +55,8 @@ pub struct Link {
     pub loss_ratio: f64,
     /// Of datagrams that arrive twice.
     pub duplicate_ratio: f64,
+    /// What passes a second; all streams and datagrams of the direction share it. `None`: no bound.
+    pub bytes_per_second: Option<u64>,
 }
 
 impl Default for Link {
@@ -63,6 +65,7 @@ impl Default for Link {
             latency: Duration::from_micros(200)..Duration::from_micros(800),
             loss_ratio: 0.0,
             duplicate_ratio: 0.0,
+            bytes_per_second: None,
         }
     }
 }
@@ -256,6 +259,8 @@ pub(crate) struct Net {
     by_ip: BTreeMap<IpAddr, Machine>,
     pub link: Link,
     links: BTreeMap<(Machine, Machine), Link>,
+    /// When a bounded direction has passed on what was given to it.
+    busy_until: BTreeMap<(Machine, Machine), u64>,
     cuts: BTreeMap<u64, Cut>,
     cuts_made: u64,
     ids_made: u64,
@@ -271,11 +276,13 @@ pub(crate) struct Net {
 const CLIENT: usize = 0;
 const SERVER: usize = 1;
 
+/// What a router holds of a slow link's datagrams; later ones are dropped.
+const QUEUEING_DELAY_MAX: Duration = Duration::from_millis(500);
+
 fn loopback_link() -> Link {
     Link {
         latency: Duration::from_micros(15)..Duration::from_micros(45),
-        loss_ratio: 0.0,
-        duplicate_ratio: 0.0,
+        ..Link::default()
     }
 }
 
@@ -302,6 +309,7 @@ impl Net {
             by_ip: BTreeMap::new(),
             link: Link::default(),
             links: BTreeMap::new(),
+            busy_until: BTreeMap::new(),
             cuts: BTreeMap::new(),
             cuts_made: 0,
             ids_made: 0,
@@ -380,6 +388,23 @@ impl Net {
         match width {
             0 => range.start,
             _ => range.start + Duration::from_nanos(self.rng.next_u64() % width),
+        }
+    }
+
+    /// How long something of this length waits for the direction and passes through it.
+    fn queueing_delay(&self, now: u64, from: Machine, to: Machine, len_bytes: u64) -> Duration {
+        let Some(rate) = self.link_between(from, to).bytes_per_second else {
+            return Duration::ZERO;
+        };
+        let busy = self
+            .busy_until
+            .get(&(from, to))
+            .map_or(0, |until| until.saturating_sub(now));
+        Duration::from_nanos(busy.saturating_add(len_bytes.saturating_mul(1_000_000_000) / rate.max(1)))
+    }
+    fn occupy(&mut self, now: u64, from: Machine, to: Machine, delay: Duration) {
+        if !delay.is_zero() {
+            self.busy_until.insert((from, to), now + delay.as_nanos() as u64);
         }
     }
 
@@ -540,7 +565,14 @@ impl Net {
         let count = if draw(&mut self.rng, ratio) { 2 } else { 1 };
         let payload = Bytes::copy_from_slice(payload);
         for _ in 0..count {
-            let latency = self.latency(machine, to_machine);
+            let now = timeline.now();
+            let queueing = self.queueing_delay(now, machine, to_machine, payload.len() as u64);
+            if queueing > QUEUEING_DELAY_MAX {
+                timeline.note(machine, "net.datagram_lost", &payload);
+                continue;
+            }
+            self.occupy(now, machine, to_machine, queueing);
+            let latency = queueing + self.latency(machine, to_machine);
             let payload = payload.clone();
             let arrival = Arrival::Datagram {
                 from_machine: machine,
@@ -777,10 +809,13 @@ impl Net {
         if self.is_lost(from, to) {
             return self.hold(timeline, id, side, offset, piece);
         }
-        let latency = u64::try_from(self.latency(from, to).as_nanos()).unwrap_or(u64::MAX);
+        let now = timeline.now();
+        let queueing = self.queueing_delay(now, from, to, piece.len());
+        self.occupy(now, from, to, queueing);
+        let latency = u64::try_from((queueing + self.latency(from, to)).as_nanos()).unwrap_or(u64::MAX);
         let end = self.end_mut(id, side).expect("looked up above");
         // Segments of one stream share a path: they do not overtake.
-        let at = timeline.now().saturating_add(latency).max(end.last_arrival_at);
+        let at = now.saturating_add(latency).max(end.last_arrival_at);
         end.last_arrival_at = at;
         let arrival = Arrival::Segment {
             connection: id,

@@ -79,6 +79,7 @@ pub fn run(seed: u64, traced: &[String]) -> anyhow::Result<u64> {
             latency,
             loss_ratio: 0.05,
             duplicate_ratio: 0.02,
+            bytes_per_second: Some(1_000_000),
         });
         for name in NODES {
             let own = SocketAddr::new(world.ip(name), PORT);

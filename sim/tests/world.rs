@@ -63,6 +63,7 @@ fn datagrams_are_lost_doubled_and_overtake_at_the_rates_of_the_link() {
             latency: millis(1)..millis(30),
             loss_ratio: 0.2,
             duplicate_ratio: 0.1,
+            ..Link::default()
         });
         let (a, b) = (world.rt("a"), world.rt("b"));
         let receiver = b.udp_bind(any(PORT)).await.unwrap();
@@ -141,6 +142,37 @@ fn a_full_datagram_queue_drops_what_comes_later() {
 }
 
 #[test]
+fn a_bounded_link_takes_its_time_and_drops_what_it_cannot_hold() {
+    in_world(1, |world| async move {
+        world.set_link(Link {
+            bytes_per_second: Some(100_000),
+            ..Link::default()
+        });
+        let (mut client, mut server) = connected(&world, "a", "b").await;
+        let from = world.elapsed();
+        let content = vec![5; 200_000];
+        let mut received = vec![0; content.len()];
+        let (sent, read) = futures::join!(client.write_all(&content), server.read_exact(&mut received));
+        sent.unwrap();
+        read.unwrap();
+        let took = world.elapsed() - from;
+        assert!((millis(2_000)..millis(2_050)).contains(&took), "{took:?}");
+
+        let receiver = world.rt("b").udp_bind(any(PORT)).await.unwrap();
+        let sender = world.rt("a").udp_bind(any(0)).await.unwrap();
+        for _ in 0..100 {
+            sender.send_to(&[0; 1_000], at(&world, "b")).await.unwrap();
+        }
+        world.advance(Duration::from_secs(2)).await;
+        let mut count = 0;
+        while receiver.recv_from(&mut [0; 1_000]).now_or_never().is_some() {
+            count += 1;
+        }
+        assert_eq!(count, 50);
+    });
+}
+
+#[test]
 fn partitions_hold_between_their_sides_only() {
     in_world(1, |world| async move {
         world.partition(&[&["a"], &["b"]]);
@@ -182,7 +214,7 @@ fn stream_bytes_stay_in_order_through_loss_a_cut_and_a_heal() {
         world.set_link(Link {
             latency: millis(1)..millis(40),
             loss_ratio: 0.1,
-            duplicate_ratio: 0.0,
+            ..Link::default()
         });
         let (mut client, mut server) = connected(&world, "a", "b").await;
         let content: Vec<u8> = (0..40_000u32).flat_map(u32::to_le_bytes).collect();
@@ -281,8 +313,7 @@ fn connecting_is_refused_after_a_round_trip_and_hangs_into_a_cut() {
     in_world(1, |world| async move {
         world.set_link(Link {
             latency: millis(10)..millis(11),
-            loss_ratio: 0.0,
-            duplicate_ratio: 0.0,
+            ..Link::default()
         });
         let rt = world.rt("a");
         let to = at(&world, "b");
