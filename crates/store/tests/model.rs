@@ -1,0 +1,737 @@
+//! Any commands against a model that keeps flat maps and finds every index by comparing the state before and after.
+//!
+//! After each step: answers and indexes are the model's, indexes do not go back (but where the contract says so), whatever
+//! changed an evaluation touched a topic its reader watched, what touched nothing changed nothing, and the records make
+//! the same store again.
+
+use proptest::prelude::*;
+use quorate_store::{
+    AddressOwner, Answer, Command, CommandError, Evaluation, Instance, KvCommand, NodeView, Outcome, Query, Record,
+    Store, Topic,
+};
+use quorate_types::{
+    Check, CheckStatus, Deregistration, KvPair, LogIndex, ModifyIndex, Node, NodeId, Registration, Service, Uuid,
+    WallTime,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+type OnNode = (String, String);
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Tables {
+    nodes: BTreeMap<String, Node>,
+    services: BTreeMap<OnNode, Service>,
+    checks: BTreeMap<OnNode, Check>,
+    pairs: BTreeMap<String, KvPair>,
+    /// Deletions, never merged: of a key (`false`) or of a tree (`true`).
+    deletions: Vec<(u64, bool, String)>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Model {
+    tables: Tables,
+    nodes: u64,
+    services: u64,
+    checks: u64,
+    gone: u64,
+    pairs: u64,
+    by_service: BTreeMap<String, u64>,
+}
+
+fn lower(text: &str) -> String {
+    text.to_lowercase()
+}
+
+impl Tables {
+    fn names(&self) -> BTreeSet<String> {
+        self.services.values().map(|service| lower(&service.name)).collect()
+    }
+
+    fn instances(&self, name: &str) -> Vec<Instance> {
+        let of_name = self.services.iter().filter(|(_, service)| lower(&service.name) == name);
+        of_name
+            .map(|((node, id), service)| {
+                let own = |wanted: &str| {
+                    let checks = self.checks.iter().filter(|((of, _), _)| of == node);
+                    let checks = checks.filter(|(_, check)| check.service_id == wanted);
+                    checks.map(|(_, check)| Arc::new(check.clone())).collect::<Vec<_>>()
+                };
+                Instance {
+                    node: Arc::new(self.nodes[node].clone()),
+                    service: Arc::new(service.clone()),
+                    checks: [own(""), own(id)].concat(),
+                }
+            })
+            .collect()
+    }
+
+    fn drop_node(&mut self, key: &str) {
+        self.nodes.remove(key);
+        self.services.retain(|(node, _), _| node != key);
+        self.checks.retain(|(node, _), _| node != key);
+    }
+
+    /// The name under which a registration finds its id, when that is another.
+    fn renames(&self, registration: &Registration) -> Option<String> {
+        let key = lower(&registration.node);
+        if registration.node_id == NodeId::default() || (registration.skip_node_update && self.nodes.contains_key(&key))
+        {
+            return None;
+        }
+        let mut same_id = self.nodes.iter().filter(|(_, node)| node.id == registration.node_id);
+        same_id.next().map(|(old, _)| old.clone()).filter(|old| *old != key)
+    }
+
+    fn register(
+        &mut self,
+        at: u64,
+        registration: &Registration,
+        created: Option<ModifyIndex>,
+    ) -> Result<(), CommandError> {
+        let key = lower(&registration.node);
+        let id = registration.node_id;
+        if registration.node.is_empty() {
+            return Err(CommandError::NodeMissing);
+        }
+        if registration.address.is_empty() && !registration.skip_node_update {
+            return Err(CommandError::AddressMissing);
+        }
+        let mut service = registration.service.clone();
+        if let Some(service) = &mut service {
+            if service.name.is_empty() {
+                return Err(CommandError::ServiceNameMissing);
+            }
+            if service.id.is_empty() {
+                service.id = service.name.clone();
+            }
+        }
+        let holder = self.nodes.get(&key).cloned();
+        if holder.is_none() || !registration.skip_node_update {
+            if let Some(holder) = &holder {
+                let serf = self.checks.get(&(key.clone(), "serfHealth".to_owned()));
+                let alive = serf.is_some_and(|check| check.status == CheckStatus::Passing);
+                let nil = NodeId::default();
+                if alive && holder.id != nil && id != nil && holder.id != id {
+                    return Err(CommandError::NodeNameReserved {
+                        new_id: id.to_string(),
+                        name: holder.name.clone(),
+                        old_id: holder.id.to_string(),
+                        address: holder.address.clone(),
+                    });
+                }
+            }
+            let create_index = created.or(holder.map(|holder| holder.create_index));
+            let node = Node {
+                id,
+                name: registration.node.clone(),
+                address: registration.address.clone(),
+                datacenter: registration.datacenter.clone(),
+                tagged_addresses: registration.tagged_addresses.clone(),
+                meta: registration.node_meta.clone(),
+                create_index: create_index.unwrap_or(ModifyIndex(at)),
+                modify_index: ModifyIndex(at),
+            };
+            self.nodes.insert(key.clone(), node);
+        }
+        if let Some(service) = service {
+            self.services.insert((key.clone(), service.id.clone()), service);
+        }
+        for check in &registration.checks {
+            let mut check = check.clone();
+            if check.check_id.is_empty() {
+                check.check_id = check.name.clone();
+            }
+            if check.check_id.is_empty() {
+                return Err(CommandError::CheckIdMissing);
+            }
+            if !check.service_id.is_empty() && !self.services.contains_key(&(key.clone(), check.service_id.clone())) {
+                return Err(CommandError::ServiceNotRegistered {
+                    node: registration.node.clone(),
+                });
+            }
+            self.checks.insert((key.clone(), check.check_id.clone()), check);
+        }
+        Ok(())
+    }
+
+    fn deregister(&mut self, deregistration: &Deregistration) -> Result<(), CommandError> {
+        let key = lower(&deregistration.node);
+        if key.is_empty() {
+            return Err(CommandError::NodeMissing);
+        }
+        let other_id = |node: &Node| deregistration.only_node_id.is_some_and(|id| id != node.id.0);
+        if self.nodes.get(&key).is_none_or(other_id) {
+            return Ok(());
+        }
+        let (service_id, check_id) = (&deregistration.service_id, &deregistration.check_id);
+        if !service_id.is_empty() {
+            self.services.remove(&(key.clone(), service_id.clone()));
+            self.checks
+                .retain(|(node, _), check| *node != key || check.service_id != *service_id);
+        } else if !check_id.is_empty() {
+            self.checks.remove(&(key, check_id.clone()));
+        } else {
+            self.drop_node(&key);
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, pair: &KvPair) {
+        let mut pair = pair.clone();
+        (pair.session, pair.lock_index) = (None, 0);
+        if let Some(existing) = self.pairs.get(&pair.key) {
+            pair.session = existing.session;
+        }
+        self.pairs.insert(pair.key.clone(), pair);
+    }
+
+    fn delete(&mut self, at: u64, key: &str) {
+        if self.pairs.remove(key).is_some() {
+            self.deletions.push((at, false, key.to_owned()));
+        }
+    }
+
+    fn kv(&mut self, at: u64, command: &KvCommand) -> Outcome {
+        let (KvCommand::Set(KvPair { key, .. })
+        | KvCommand::Cas {
+            pair: KvPair { key, .. },
+            ..
+        }
+        | KvCommand::Delete { key }
+        | KvCommand::DeleteCas { key, .. }
+        | KvCommand::DeleteTree { prefix: key }) = command;
+        if key.is_empty() && !matches!(command, KvCommand::DeleteTree { .. }) {
+            return Outcome::Refused(CommandError::KeyMissing);
+        }
+        let current = self.pairs.get(key).map_or(0, |pair| pair.modify_index.0);
+        match command {
+            KvCommand::Set(pair) => self.set(pair),
+            KvCommand::Delete { key } => self.delete(at, key),
+            KvCommand::Cas { pair, expected } => {
+                let held = current == expected.0;
+                if held {
+                    self.set(pair);
+                }
+                return Outcome::Decided(held);
+            }
+            KvCommand::DeleteCas { key, expected } => {
+                let held = current == 0 || current == expected.0;
+                if held {
+                    self.delete(at, key);
+                }
+                return Outcome::Decided(held);
+            }
+            KvCommand::DeleteTree { prefix } => {
+                let count = self.pairs.len();
+                self.pairs.retain(|key, _| !key.starts_with(prefix.as_str()));
+                if self.pairs.len() < count {
+                    self.deletions.push((at, true, prefix.clone()));
+                    if prefix.is_empty() {
+                        self.deletions.clear();
+                    }
+                }
+            }
+        }
+        Outcome::Done
+    }
+}
+
+impl Model {
+    fn apply(&mut self, at: u64, command: &Command) -> Outcome {
+        if let Command::Batch(commands) = command {
+            return Outcome::Batch(commands.iter().map(|command| self.apply(at, command)).collect());
+        }
+        let mut before = self.tables.clone();
+        let done = |result: Result<(), CommandError>| result.map_or_else(Outcome::Refused, |()| Outcome::Done);
+        let outcome = match command {
+            Command::Barrier => Outcome::Done,
+            Command::Register(registration) => {
+                let trial = self.tables.clone().register(at, registration, None);
+                let old = self.tables.renames(registration).filter(|_| trial.is_ok());
+                let created = old.as_ref().map(|old| self.tables.nodes[old].create_index);
+                if let Some(old) = old {
+                    // What lived under the old name goes first, even what comes back under the new one.
+                    self.tables.drop_node(&old);
+                    self.stamp(at, &before);
+                    before = self.tables.clone();
+                }
+                done(self.tables.register(at, registration, created))
+            }
+            Command::Deregister(deregistration) => done(self.tables.deregister(deregistration)),
+            Command::Kv(command) => self.tables.kv(at, command),
+            Command::CollectTombstones { up_to } => {
+                self.tables.deletions.retain(|(index, ..)| *index > up_to.0);
+                Outcome::Done
+            }
+            Command::Batch(_) | Command::NameCluster { .. } => panic!("not generated"),
+        };
+        if matches!(outcome, Outcome::Refused(_)) {
+            self.tables = before;
+        } else {
+            self.stamp(at, &before);
+        }
+        outcome
+    }
+
+    /// Gives each record its indexes, and each table its own, by what differs from before.
+    fn stamp(&mut self, at: u64, before: &Tables) {
+        let Tables {
+            nodes,
+            services,
+            checks,
+            pairs,
+            ..
+        } = &mut self.tables;
+        for ((key, id), check) in checks.iter_mut() {
+            check.node = nodes[key].name.clone();
+            let service = services.get(&(key.clone(), check.service_id.clone()));
+            check.service_name = service.map_or_else(String::new, |service| service.name.clone());
+            check.service_tags = service.map_or_else(Vec::new, |service| service.tags.clone());
+            assert_eq!(check.check_id, *id);
+        }
+        macro_rules! stamp {
+            ($after:ident, $record:ty) => {
+                for (key, record) in $after.iter_mut() {
+                    let old: Option<&$record> = before.$after.get(key);
+                    record.create_index = old.map_or(ModifyIndex(at), |old| old.create_index);
+                    record.modify_index = old.map_or(ModifyIndex(at), |old| old.modify_index);
+                    if old.is_some_and(|old| old != record) {
+                        record.modify_index = ModifyIndex(at);
+                    }
+                }
+                if *$after != before.$after {
+                    self.$after = at;
+                }
+            };
+        }
+        stamp!(services, Service);
+        stamp!(checks, Check);
+        stamp!(pairs, KvPair);
+        // A node that was renamed brings its creation along.
+        for (key, node) in nodes.iter_mut() {
+            let created = node.create_index;
+            if let Some(old) = before.nodes.get(key) {
+                (node.create_index, node.modify_index) = (old.create_index, old.modify_index);
+                if created == old.create_index && node == old {
+                    continue;
+                }
+            }
+            (node.create_index, node.modify_index) = (created, ModifyIndex(at));
+        }
+        if *nodes != before.nodes {
+            self.nodes = at;
+        }
+        for name in before.names().union(&self.tables.names()) {
+            let instances = self.tables.instances(name);
+            if instances.is_empty() {
+                self.gone = at;
+                self.by_service.remove(name);
+            } else if instances != before.instances(name) {
+                self.by_service.insert(name.clone(), at);
+            }
+        }
+    }
+
+    fn list_index(&self, prefix: &str) -> u64 {
+        if prefix.is_empty() {
+            return self.pairs;
+        }
+        let present = self.tables.pairs.iter().filter(|(key, _)| key.starts_with(prefix));
+        let present = present.map(|(_, pair)| pair.modify_index.0);
+        let deleted =
+            self.tables.deletions.iter().filter(|(_, is_tree, name)| {
+                name.starts_with(prefix) || (*is_tree && prefix.starts_with(name.as_str()))
+            });
+        let deleted = deleted.map(|(index, ..)| *index);
+        present.chain(deleted).max().unwrap_or(self.pairs)
+    }
+
+    fn evaluate(&self, query: &Query) -> Evaluation {
+        let tables = &self.tables;
+        let has_meta = |node: &Node, wanted: &[(String, String)]| {
+            let none = BTreeMap::new();
+            let meta = node.meta.as_ref().unwrap_or(&none);
+            wanted.iter().all(|(key, value)| meta.get(key) == Some(value))
+        };
+        let table = |index: u64, meta: &[(String, String)]| if meta.is_empty() { index } else { index.max(self.nodes) };
+        let checks = |keep: &dyn Fn(&Node, &Check) -> bool| {
+            let kept = tables
+                .checks
+                .iter()
+                .filter(|((node, _), check)| keep(&tables.nodes[node], check));
+            Answer::Checks(kept.map(|(_, check)| Arc::new(check.clone())).collect())
+        };
+        let under = |prefix: &str| {
+            let pairs = tables.pairs.values().filter(|pair| pair.key.starts_with(prefix));
+            pairs.cloned().map(Arc::new).collect::<Vec<_>>()
+        };
+        let (index, answer) = match query {
+            Query::Nodes { node_meta } => {
+                let nodes = tables.nodes.values().filter(|node| has_meta(node, node_meta));
+                (self.nodes, Answer::Nodes(nodes.cloned().map(Arc::new).collect()))
+            }
+            Query::Services { node_meta } => {
+                let mut services: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+                for ((node, _), service) in &tables.services {
+                    if has_meta(&tables.nodes[node], node_meta) {
+                        let tags = services.entry(service.name.clone()).or_default();
+                        tags.extend(service.tags.iter().cloned());
+                    }
+                }
+                (table(self.services, node_meta), Answer::Services(services))
+            }
+            Query::Instances {
+                service,
+                tags,
+                node_meta,
+            } => {
+                let name = lower(service);
+                let mut instances = tables.instances(&name);
+                instances.retain(|instance| {
+                    let has: BTreeSet<String> = instance.service.tags.iter().map(|tag| lower(tag)).collect();
+                    tags.iter().all(|tag| has.contains(&lower(tag))) && has_meta(&instance.node, node_meta)
+                });
+                let index = self.by_service.get(&name).copied().unwrap_or(self.gone);
+                (index, Answer::Instances(instances))
+            }
+            Query::Node { node } => {
+                let by_id = |found: &&Node| found.id.0 != Uuid::NIL && found.id.to_string() == *node;
+                let found = tables.nodes.get(&lower(node));
+                match found.or_else(|| tables.nodes.values().find(by_id)) {
+                    None => (0, Answer::Node(None)),
+                    Some(node) => {
+                        let key = lower(&node.name);
+                        let services = tables.services.iter().filter(|((on, _), _)| *on == key);
+                        let checks = tables.checks.iter().filter(|((on, _), _)| *on == key);
+                        let view = NodeView {
+                            node: Arc::new(node.clone()),
+                            services: services.map(|(_, service)| Arc::new(service.clone())).collect(),
+                            checks: checks.map(|(_, check)| Arc::new(check.clone())).collect(),
+                        };
+                        (self.nodes.max(self.services), Answer::Node(Some(view)))
+                    }
+                }
+            }
+            Query::NodeChecks { node } => (self.checks, checks(&|on, _| lower(&on.name) == lower(node))),
+            Query::ServiceChecks { service, node_meta } => {
+                let keep =
+                    |on: &Node, check: &Check| lower(&check.service_name) == lower(service) && has_meta(on, node_meta);
+                (table(self.checks, node_meta), checks(&keep))
+            }
+            Query::ChecksInState { status, node_meta } => {
+                let keep = |on: &Node, check: &Check| {
+                    status.is_none_or(|status| check.status == status) && has_meta(on, node_meta)
+                };
+                (table(self.checks, node_meta), checks(&keep))
+            }
+            Query::Address { address } => {
+                let text = address.to_string();
+                let node = tables.nodes.values().find(|node| node.address == text);
+                let service = tables.services.values().find(|service| service.address == text);
+                let node = node.map(|node| AddressOwner::Node(Arc::new(node.clone())));
+                let service = service.map(|service| AddressOwner::Service(Arc::new(service.clone())));
+                (self.nodes.max(self.services), Answer::Address(node.or(service)))
+            }
+            Query::KvGet { key } => {
+                let pair = tables.pairs.get(key).cloned();
+                let index = pair.as_ref().map_or(self.pairs, |pair| pair.modify_index.0);
+                (index, Answer::Kv(pair.map(Arc::new)))
+            }
+            Query::KvList { prefix } => (self.list_index(prefix), Answer::KvList(under(prefix))),
+            Query::KvKeys { prefix, separator } => {
+                let cut: BTreeSet<String> = under(prefix)
+                    .iter()
+                    .map(|pair| match pair.key[prefix.len()..].split_once(separator.as_str()) {
+                        Some((first, _)) if !separator.is_empty() => format!("{prefix}{first}{separator}"),
+                        _ => pair.key.clone(),
+                    })
+                    .collect();
+                (self.list_index(prefix), Answer::KvKeys(cut.into_iter().collect()))
+            }
+        };
+        Evaluation {
+            index: ModifyIndex(index.max(1)),
+            answer,
+        }
+    }
+}
+
+const KEYS: [&str; 9] = ["a", "a/", "a/b", "a/b/c", "a/b/d", "a/c", "b", "é/x", ""];
+const PREFIXES: [&str; 11] = ["", "a", "a/", "a/b", "a/b/", "a/b/c", "a/x", "b", "é/", "z", "a/c"];
+
+fn node_id(number: u8) -> NodeId {
+    match number {
+        0 => NodeId::default(),
+        number => NodeId(Uuid::from_random_bytes([number * 0x11; 16])),
+    }
+}
+
+fn queries() -> Vec<Query> {
+    let mut queries = Vec::new();
+    let rack = vec![("rack".to_owned(), "1".to_owned())];
+    for node_meta in [vec![], rack] {
+        queries.push(Query::Nodes {
+            node_meta: node_meta.clone(),
+        });
+        queries.push(Query::Services {
+            node_meta: node_meta.clone(),
+        });
+        for status in [None, Some(CheckStatus::Passing), Some(CheckStatus::Critical)] {
+            queries.push(Query::ChecksInState {
+                status,
+                node_meta: node_meta.clone(),
+            });
+        }
+        for service in ["web", "DB", "none"] {
+            for tags in [vec![], vec!["A".to_owned()]] {
+                queries.push(Query::Instances {
+                    service: service.into(),
+                    tags,
+                    node_meta: node_meta.clone(),
+                });
+            }
+            queries.push(Query::ServiceChecks {
+                service: service.into(),
+                node_meta: node_meta.clone(),
+            });
+        }
+    }
+    for node in ["n1", "N2", "n3"] {
+        queries.push(Query::Node { node: node.into() });
+        queries.push(Query::NodeChecks { node: node.into() });
+    }
+    let node = node_id(1).to_string();
+    queries.push(Query::Node { node });
+    for address in ["10.0.0.1", "10.0.0.2", "10.0.0.3"] {
+        let address = address.parse().expect("an address");
+        queries.push(Query::Address { address });
+    }
+    queries.extend(KEYS.map(|key| Query::KvGet { key: key.into() }));
+    for prefix in PREFIXES {
+        queries.push(Query::KvList { prefix: prefix.into() });
+        for separator in ["", "/"] {
+            queries.push(Query::KvKeys {
+                prefix: prefix.into(),
+                separator: separator.into(),
+            });
+        }
+    }
+    queries
+}
+
+/// A command, some of whose expectations depend on the state it meets.
+#[derive(Clone, Debug)]
+enum Step {
+    Plain(Command),
+    CasCurrent(KvPair),
+    DeleteCasCurrent(String),
+    /// All but so many of the last indexes.
+    Collect(u64),
+}
+
+fn any_registration() -> impl Strategy<Value = Command> {
+    let pick = |choices: &'static [&'static str]| proptest::sample::select(choices).prop_map(str::to_owned);
+    let status = prop_oneof![
+        Just(CheckStatus::Passing),
+        Just(CheckStatus::Warning),
+        Just(CheckStatus::Critical)
+    ];
+    let service = (
+        pick(&["", "s1", "s2"]),
+        pick(&["web", "Web", "db", ""]),
+        proptest::sample::subsequence(vec!["a".to_owned(), "B".to_owned()], 0..=2),
+        pick(&["", "10.0.0.2", "10.0.0.3"]),
+    )
+        .prop_map(|(id, name, tags, address)| Service {
+            id,
+            name,
+            tags,
+            address,
+            ..Service::default()
+        });
+    let check = (
+        pick(&["serfHealth", "c1", "c2", ""]),
+        pick(&["", "", "s1", "s2", "web"]),
+        status,
+    )
+        .prop_map(|(check_id, service_id, status)| Check {
+            check_id,
+            service_id,
+            status,
+            ..Check::default()
+        });
+    let checks = proptest::collection::vec(check, 0..3).prop_map(|mut checks| {
+        checks.sort_by(|left, right| left.check_id.cmp(&right.check_id));
+        checks.dedup_by(|left, right| left.check_id == right.check_id);
+        checks
+    });
+    let node = (
+        pick(&["n1", "N1", "n2", "n2", "n3", "n3", ""]),
+        0_u8..3,
+        pick(&["10.0.0.1", "10.0.0.2", "host", ""]),
+        proptest::option::of(pick(&["1", "2"])),
+        proptest::bool::weighted(0.3),
+    );
+    (node, proptest::option::of(service), checks).prop_map(
+        |((name, id, address, rack, skip_node_update), service, checks)| {
+            Command::Register(Box::new(Registration {
+                node_id: node_id(id),
+                node: name,
+                address,
+                node_meta: rack.map(|rack| BTreeMap::from([("rack".to_owned(), rack)])),
+                service,
+                checks,
+                skip_node_update,
+                ..Registration::default()
+            }))
+        },
+    )
+}
+
+fn any_deregistration() -> impl Strategy<Value = Command> {
+    let pick = |choices: &'static [&'static str]| proptest::sample::select(choices).prop_map(str::to_owned);
+    (
+        pick(&["n1", "N2", "n3", ""]),
+        pick(&["", "", "s1", "web", "db"]),
+        pick(&["", "", "serfHealth", "c1", "c2"]),
+        proptest::option::weighted(0.2, 0_u8..3),
+    )
+        .prop_map(|(node, service_id, check_id, id)| {
+            Command::Deregister(Deregistration {
+                node,
+                service_id,
+                check_id,
+                only_node_id: id.map(|id| node_id(id).0),
+            })
+        })
+}
+
+fn any_pair() -> impl Strategy<Value = KvPair> {
+    (proptest::sample::select(&KEYS[..]), 0_u8..2, 0_u64..2).prop_map(|(key, value, flags)| KvPair {
+        key: key.into(),
+        value: vec![value],
+        flags,
+        ..KvPair::default()
+    })
+}
+
+fn any_kv() -> impl Strategy<Value = Command> {
+    let prefix = proptest::sample::select(&PREFIXES[..]).prop_map(str::to_owned);
+    prop_oneof![
+        5 => any_pair().prop_map(KvCommand::Set),
+        1 => (any_pair(), 0_u64..9).prop_map(|(pair, expected)| KvCommand::Cas { pair, expected: ModifyIndex(expected) }),
+        2 => any_pair().prop_map(|pair| KvCommand::Delete { key: pair.key }),
+        1 => (any_pair(), 0_u64..9)
+            .prop_map(|(pair, expected)| KvCommand::DeleteCas { key: pair.key, expected: ModifyIndex(expected) }),
+        2 => prefix.prop_map(|prefix| KvCommand::DeleteTree { prefix }),
+    ]
+    .prop_map(Command::Kv)
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let single = || prop_oneof![4 => any_registration(), 2 => any_deregistration(), 4 => any_kv()];
+    prop_oneof![
+        20 => single().prop_map(Step::Plain),
+        2 => proptest::collection::vec(single(), 0..4).prop_map(|commands| Step::Plain(Command::Batch(commands))),
+        1 => Just(Step::Plain(Command::Barrier)),
+        2 => any_pair().prop_map(Step::CasCurrent),
+        1 => any_pair().prop_map(|pair| Step::DeleteCasCurrent(pair.key)),
+        1 => (0_u64..12).prop_map(Step::Collect),
+    ]
+}
+
+fn concrete(step: Step, model: &Model, index: u64) -> Command {
+    let current = |key: &str| {
+        model
+            .tables
+            .pairs
+            .get(key)
+            .map_or(ModifyIndex::ZERO, |pair| pair.modify_index)
+    };
+    match step {
+        Step::Plain(command) => command,
+        Step::CasCurrent(pair) => {
+            let expected = current(&pair.key);
+            Command::Kv(KvCommand::Cas { pair, expected })
+        }
+        Step::DeleteCasCurrent(key) => {
+            let expected = current(&key);
+            Command::Kv(KvCommand::DeleteCas { key, expected })
+        }
+        Step::Collect(spared) => Command::CollectTombstones {
+            up_to: ModifyIndex(index.saturating_sub(spared)),
+        },
+    }
+}
+
+/// All but the header, which says how far the log was applied.
+fn body(store: &Store) -> Vec<Record> {
+    store.records().skip(1).collect()
+}
+
+fn wakes(watched: &[Topic], touched: &[Topic]) -> bool {
+    watched
+        .iter()
+        .any(|watched| touched.iter().any(|topic| watched.covers(topic)))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_commands_answer_like_the_model_and_wake_every_reader_they_concern(
+        steps in proptest::collection::vec((1_u64..3, any_step()), 1..60),
+    ) {
+        let queries = queries();
+        let mut store = Store::new();
+        let mut model = Model::default();
+        // The first entries of a log are the cluster's own; and 1 is what an empty table reports.
+        let mut index = 1;
+        for (gap, step) in steps {
+            index += gap;
+            let command = concrete(step, &model, index);
+            let before = store.clone();
+            let before_body = body(&store);
+            let seen: Vec<(Evaluation, Vec<Topic>)> =
+                queries.iter().map(|query| (before.evaluate(query), before.topics(query))).collect();
+
+            let applied = store.apply(LogIndex(index), &command);
+            store.check();
+            prop_assert_eq!(&applied.outcome, &model.apply(index, &command), "{:?}", command);
+            prop_assert!(applied.touched.is_sorted_by(|left, right| left < right));
+            prop_assert_eq!(body(&before), before_body.clone(), "a clone does not change");
+            prop_assert_eq!(applied.touched.is_empty(), body(&store) == before_body, "{:?}", command);
+
+            let may_go_back = matches!(command, Command::CollectTombstones { .. });
+            for (query, (old, watched)) in queries.iter().zip(seen) {
+                let new = store.evaluate(query);
+                prop_assert_eq!(&new, &model.evaluate(query), "{:?} after {:?}", query, command);
+                prop_assert!(new.index.0 >= 1 && new.index.0 <= index);
+
+                let is_absent = matches!(new.answer, Answer::Node(None));
+                prop_assert!(
+                    new.index >= old.index || may_go_back || is_absent,
+                    "{:?} went back from {} after {:?}", query, old.index, command
+                );
+                let waits_for_key = matches!((&old.answer, &new.answer), (Answer::Kv(None), Answer::Kv(None)));
+                let has_news = new.answer != old.answer || new.index != old.index && !waits_for_key;
+                prop_assert!(
+                    !has_news || wakes(&watched, &applied.touched),
+                    "{:?} watched {:?}, but {:?} touched {:?}", query, watched, command, applied.touched
+                );
+                prop_assert!(new.answer == old.answer || new.index > old.index || is_absent
+                    || matches!(query, Query::Node { .. }), "{:?} changed behind its index by {:?}", query, command);
+            }
+
+            let again = Store::from_records(store.records());
+            let again = again.expect("the records of a store are a store");
+            prop_assert_eq!(again.records().collect::<Vec<_>>(), store.records().collect::<Vec<_>>());
+            prop_assert_eq!(again.hash(), store.hash());
+        }
+        let name = Command::NameCluster { id: node_id(1).0, at: WallTime::from_nanos(1) };
+        store.apply(LogIndex(index + 1), &name);
+        let named = Store::from_records(store.records()).expect("the records of a store are a store");
+        prop_assert_eq!(named.cluster_id(), Some(node_id(1).0));
+    }
+}
