@@ -202,9 +202,11 @@ impl Resolution {
         }
     }
 
-    /// The driver gives up: whatever is known so far is withheld, as it may be half an answer.
+    /// The deadline passed. A reply that only lacks the addresses of its host names is sent as it is, as without recursors.
     pub fn give_up(&mut self) {
-        self.reply = self.asked().failed();
+        if matches!(self.state, State::Asking(_) | State::Forwarding) {
+            self.reply = self.asked().failed();
+        }
         self.state = State::Done;
     }
 

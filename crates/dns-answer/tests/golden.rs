@@ -8,8 +8,8 @@ use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 use quorate_dns_answer::{
     DnsConfig, LookupFailure, Name, Received, Resolution, SoaNumbers, Step, Transport, encode_question, qtype, receive,
 };
-use quorate_store::Answer;
-use quorate_types::{CheckStatus, ServiceAddress};
+use quorate_store::{AddressOwner, Answer, Command, Outcome, Store};
+use quorate_types::{CheckStatus, LogIndex, Node, Registration, ServiceAddress};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use std::collections::BTreeSet;
@@ -597,6 +597,31 @@ fn follow_ups_of_one_question_are_bounded() {
 }
 
 #[test]
+fn a_deadline_costs_only_what_was_not_known_by_then() {
+    let world = World::configured(|config| config.recursion_available = true);
+    let given_up = |name: &str, lookups: usize| {
+        let Received::Asked(question) = receive(&World::message(name, qtype::A, DIG)) else {
+            panic!("a plain question")
+        };
+        let mut resolution = Resolution::new(Arc::new(world.config.clone()), question, 0);
+        for _ in 0..lookups {
+            let Step::Lookup { query, .. } = resolution.step() else {
+                panic!("a lookup")
+            };
+            resolution.handle_answer(&world.catalog.evaluate(&query), &mut ChaCha8Rng::seed_from_u64(0));
+        }
+        assert_ne!(resolution.step(), Step::Done);
+        resolution.give_up();
+        assert_eq!(resolution.step(), Step::Done);
+        let reply = Message::from_vec(&resolution.encode(Transport::Udp)).unwrap();
+        (reply.metadata.response_code, reply.answers.len())
+    };
+    assert_eq!(given_up("ext.db.service.consul", 0), (ResponseCode::ServFail, 0));
+    assert_eq!(given_up("ext.db.service.consul", 1), (ResponseCode::NoError, 1));
+    assert_eq!(given_up("example.com", 0), (ResponseCode::ServFail, 0));
+}
+
+#[test]
 fn recursors_and_an_alternative_domain_answer_as_recorded() {
     let mut world = World::configured(|config| {
         config.domain = Name::from_text("corp.internal").unwrap();
@@ -1088,5 +1113,86 @@ fn without_compression_nothing_points() {
             let small = Message::from_vec(&World::new().bytes(&message, Transport::Udp)).unwrap();
             assert_eq!(sorted(&plain.answers), sorted(&small.answers));
         }
+    }
+}
+
+/// The catalog of these tests stands for a store: where DNS asks, both must answer alike.
+#[test]
+fn the_store_answers_dns_as_the_catalog_of_these_tests_does() {
+    let catalog = Catalog::recorded();
+    let mut store = Store::new();
+    let mut log_index = LogIndex(0);
+    let mut register = |registration: Registration| {
+        log_index = log_index.next();
+        let applied = store.apply(log_index, &Command::Register(Box::new(registration)));
+        assert_eq!(applied.outcome, Outcome::Done);
+    };
+    let of_node = |node: &Node| Registration {
+        node: node.name.clone(),
+        address: node.address.clone(),
+        datacenter: node.datacenter.clone(),
+        tagged_addresses: node.tagged_addresses.clone(),
+        node_meta: node.meta.clone(),
+        ..Registration::default()
+    };
+    for node in &catalog.nodes {
+        register(of_node(node));
+    }
+    for instance in &catalog.instances {
+        register(Registration {
+            service: Some((*instance.service).clone()),
+            checks: instance.checks.iter().map(|check| (**check).clone()).collect(),
+            ..of_node(&instance.node)
+        });
+    }
+    let shown = |answer: &Answer| match answer {
+        Answer::Instances(instances) => {
+            let mut shown: Vec<_> = instances
+                .iter()
+                .map(|instance| format!("{} {} {}", instance.node.name, instance.service.id, instance.status()))
+                .collect();
+            shown.sort();
+            shown
+        }
+        Answer::Node(view) => view.iter().map(|view| view.node.name.clone()).collect(),
+        Answer::Address(owner) => owner
+            .iter()
+            .map(|owner| match owner {
+                AddressOwner::Node(node) => node.name.clone(),
+                AddressOwner::Service(service) => service.id.clone(),
+            })
+            .collect(),
+        other => panic!("DNS asks for no {other:?}"),
+    };
+    for (name, asked) in [
+        ("db.service.consul", qtype::A),
+        ("DB.service.consul", qtype::A),
+        ("upsvc.service.consul", qtype::A),
+        ("mixed.db.service.consul", qtype::A),
+        ("MIXED.db.service.consul", qtype::A),
+        ("nope.db.service.consul", qtype::A),
+        ("sick.service.consul", qtype::A),
+        ("nope.service.consul", qtype::A),
+        ("consul", qtype::NS),
+        ("n1.node.consul", qtype::A),
+        ("upper.node.consul", qtype::A),
+        ("NODE.dot.node.consul", qtype::A),
+        ("nope.node.consul", qtype::A),
+        ("1.0.0.10.in-addr.arpa", qtype::PTR),
+        ("2.1.168.192.in-addr.arpa", qtype::PTR),
+        ("250.9.9.10.in-addr.arpa", qtype::PTR),
+        (
+            "4.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa",
+            qtype::PTR,
+        ),
+    ] {
+        let config = DnsConfig::new("consul.", "dc1").unwrap();
+        let plan = quorate_dns_answer::plan(&config, &Name::from_text(name).unwrap(), asked);
+        let query = plan.query().expect(name);
+        assert_eq!(
+            shown(&store.evaluate(&query).answer),
+            shown(&catalog.evaluate(&query)),
+            "{name}"
+        );
     }
 }
