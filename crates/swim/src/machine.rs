@@ -184,6 +184,8 @@ pub struct Swim {
     awareness: Awareness,
     probe: Option<Probe>,
     relays: BTreeMap<u64, Relay>,
+    /// When to say of a relay, if it is still there, that its target did not answer yet. In order of time.
+    nacks: VecDeque<(Instant, u64)>,
     sequence_next: u64,
     leave: Leave,
     probe_at: Instant,
@@ -263,6 +265,7 @@ impl Swim {
             awareness: Awareness::new(config.awareness_max),
             probe: None,
             relays: BTreeMap::new(),
+            nacks: VecDeque::new(),
             // Acks of a predecessor at this address match nothing.
             sequence_next: probe_rng.next_u64() >> 1,
             leave: Leave::No,

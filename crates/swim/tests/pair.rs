@@ -84,14 +84,18 @@ impl Cluster {
             net.start(describe(n), 1);
             net.join(n, 1);
         }
-        net.run_until("all know all", secs(20), |net| net.all_live(count));
+        // Gossip tells nearly always in a second; who was left out learns of the others from the first push/pull.
+        net.run_until("all know all", secs(90), |net| net.all_live(count));
         net.forget_events();
         net
     }
     fn start(&mut self, state: MemberState, incarnation: u64) {
+        self.start_with(Config::lan(), state, incarnation);
+    }
+    fn start_with(&mut self, config: Config, state: MemberState, incarnation: u64) {
         let at = state.address;
         let rng = ChaCha8Rng::seed_from_u64(self.seed ^ u64::from(at.port()) ^ state.id.0.as_u128() as u64);
-        let swim = Swim::new(Config::lan(), state, Incarnation(incarnation), rng, self.now).unwrap();
+        let swim = Swim::new(config, state, Incarnation(incarnation), rng, self.now).unwrap();
         let node = Node {
             swim,
             is_running: true,
@@ -381,6 +385,64 @@ fn a_member_that_only_streams_reach_stays_alive() {
 }
 
 #[test]
+fn a_member_cut_off_from_one_other_is_vouched_for_by_the_rest() {
+    let mut net = Cluster::empty(16);
+    for n in 1..=3 {
+        let config = Config {
+            stream_probe: false,
+            ..Config::lan()
+        };
+        net.start_with(config, describe(n), 1);
+        net.join(n, 1);
+    }
+    net.run_until("joined", secs(90), |net| net.all_live(3));
+    net.datagram_cuts = BTreeSet::from([(address(1), address(2)), (address(2), address(1))]);
+    net.forget_events();
+    net.run(secs(60));
+    for viewer in 1..=3 {
+        assert_eq!(net.events(viewer), [], "n{viewer}");
+    }
+}
+
+#[test]
+fn peers_that_nack_keep_a_member_from_doubting_itself() {
+    let mut net = Cluster::joined(5, 17);
+    net.kill(5);
+    let others = [1, 2, 3, 4];
+    net.run_until("n5 is dead", secs(15), |net| net.all_see(&others, 5, Status::Dead));
+    assert!(others.iter().all(|viewer| net.node(*viewer).health_score() == 0));
+    // Cut off, it hears no nacks and blames itself.
+    net.isolate(1);
+    net.run(secs(10));
+    assert!(net.node(1).health_score() > 0);
+}
+
+#[test]
+fn who_takes_a_dead_members_address_does_not_answer_for_it() {
+    let mut net = Cluster::joined(3, 18);
+    net.kill(2);
+    let mut state = describe(9);
+    state.address = address(2);
+    net.start(state, 1);
+    net.at(2).swim.join(address(1));
+    net.carry_out(address(2));
+    net.run_until("n2 is dead, n9 lives", secs(20), |net| {
+        net.all_see(&[1, 3], 2, Status::Dead) && net.all_see(&[1, 3], 9, Status::Alive)
+    });
+}
+
+#[test]
+fn one_exchange_after_a_partition_makes_both_sides_see_each_other() {
+    let mut net = Cluster::joined(2, 19);
+    net.isolate(1);
+    net.run(secs(600));
+    assert!(net.all_see(&[1], 2, Status::Dead) && net.all_see(&[2], 1, Status::Dead));
+    net.heal();
+    net.join(1, 2);
+    net.run_until("both are live", secs(1), |net| net.all_live(2));
+}
+
+#[test]
 fn a_restarted_member_with_a_new_address_is_known_there() {
     let mut net = Cluster::joined(3, 5);
     net.kill(3);
@@ -609,4 +671,64 @@ fn one_seed_gives_one_run() {
     };
     assert_eq!(run(21), run(21));
     assert_ne!(run(21).0, run(22).0);
+}
+
+/// Safety while faults are on (each step checks invariants); then liveness: faults off, and all running members agree.
+#[test]
+fn after_any_mix_of_kills_restarts_partitions_loss_and_pauses_the_running_members_agree() {
+    const COUNT: u8 = 6;
+    for seed in 100..130 {
+        let mut net = Cluster::joined(COUNT, seed);
+        let mut incarnation = 1_000;
+        for _ in 0..30 {
+            let n = 1 + (net.rng.next_u64() % u64::from(COUNT)) as u8;
+            match net.rng.next_u64() % 7 {
+                0 => net.kill(n),
+                1 if !net.at(n).is_running => {
+                    // Now and then the clock went back.
+                    incarnation += 1_000;
+                    let back = if net.rng.next_u64().is_multiple_of(4) {
+                        incarnation
+                    } else {
+                        0
+                    };
+                    net.start(describe(n), incarnation - back);
+                    let via = 1 + n % COUNT;
+                    net.join(n, via);
+                }
+                2 => net.isolate(n),
+                3 => net.heal(),
+                4 => net.loss_permille = net.rng.next_u64() % 400,
+                5 => net.pause(n, true),
+                _ => net.pause(n, false),
+            }
+            let ms = net.rng.next_u64() % 20_000;
+            net.run(Duration::from_millis(ms));
+        }
+        net.heal();
+        net.loss_permille = 0;
+        for n in 1..=COUNT {
+            net.pause(n, false);
+            if !net.at(n).is_running {
+                incarnation += 1_000;
+                net.start(describe(n), incarnation);
+            }
+            // An agent's retry_join: who forgot all others must be told of one.
+            net.join(n, 1 + n % COUNT);
+        }
+        // Probes that began in bad times end.
+        net.run(secs(15));
+        let what = format!("seed {seed}: all are live for all");
+        net.run_until(&what, secs(120), |net| net.all_live(COUNT));
+        net.forget_events();
+        net.run(secs(60));
+        assert!(net.all_live(COUNT), "seed {seed}: and stay so");
+        for n in 1..=COUNT {
+            let is_calm = !net
+                .events(n)
+                .iter()
+                .any(|event| matches!(event, Event::Failed(_) | Event::Suspected { .. }));
+            assert!(is_calm, "seed {seed}: n{n} saw {:?}", net.events(n));
+        }
+    }
 }

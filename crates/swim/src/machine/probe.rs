@@ -50,7 +50,6 @@ pub(super) struct Relay {
     requester: SocketAddr,
     requester_sequence: u64,
     target: NodeId,
-    wants_nack: bool,
     expires_at: Instant,
 }
 
@@ -66,16 +65,20 @@ impl Swim {
             None if self.leave != Leave::No || self.order.is_empty() => Instant::FAR_FUTURE,
             None => self.probe_at,
         };
-        relay_at.min(probe_at)
+        let nack_at = self.nacks.front().map_or(Instant::FAR_FUTURE, |(nack_at, _)| *nack_at);
+        relay_at.min(nack_at).min(probe_at)
     }
 
     pub(super) fn drive_probe(&mut self, now: Instant) {
-        while let Some(entry) = self.relays.first_entry().filter(|entry| entry.get().expires_at <= now) {
-            let relay = entry.remove();
-            if relay.wants_nack {
-                let sequence = relay.requester_sequence;
-                self.send(relay.requester, Message::Nack { sequence });
+        while let Some((_, sequence)) = self.nacks.front().copied().filter(|(nack_at, _)| *nack_at <= now) {
+            self.nacks.pop_front();
+            if let Some(relay) = self.relays.get(&sequence) {
+                let (requester, sequence) = (relay.requester, relay.requester_sequence);
+                self.send(requester, Message::Nack { sequence });
             }
+        }
+        while let Some(entry) = self.relays.first_entry().filter(|entry| entry.get().expires_at <= now) {
+            entry.remove();
         }
         if let Some(probe) = &self.probe {
             if now >= probe.deadline_at {
@@ -215,7 +218,7 @@ impl Swim {
         address: SocketAddr,
         wants_nack: bool,
     ) {
-        if self.relays.len() >= RELAY_COUNT_MAX {
+        if self.relays.len().max(self.nacks.len()) >= RELAY_COUNT_MAX {
             self.counters.relays_refused += 1;
             return;
         }
@@ -226,10 +229,14 @@ impl Swim {
                 requester,
                 requester_sequence,
                 target,
-                wants_nack,
                 expires_at: now + self.config.probe_timeout,
             },
         );
+        if wants_nack {
+            // Lifeguard's share of the timeout, so that the nack arrives before the requester's own deadline.
+            let nack_at = now + self.config.probe_timeout * 4 / 5;
+            self.nacks.push_back((nack_at, sequence));
+        }
         self.send(address, Message::Ping { sequence, target });
     }
     pub(super) fn handle_ack(&mut self, sequence: u64, target: NodeId) {
@@ -265,6 +272,7 @@ impl Swim {
 
     pub(super) fn check_probes(&self) {
         assert!(self.relays.len() <= RELAY_COUNT_MAX, "relays are bounded");
+        assert!(self.nacks.len() <= RELAY_COUNT_MAX, "nacks are bounded");
         if let Some(probe) = &self.probe {
             assert!(self.members.contains_key(&probe.target), "the probed member is known");
             assert!(probe.nacked.is_subset(&probe.asked), "only those asked nack");
