@@ -592,6 +592,53 @@ fn an_installed_program_ends_at_a_kill_and_starts_with_the_machine() {
 }
 
 #[test]
+fn a_paused_machine_does_nothing_until_it_is_resumed_or_killed() {
+    in_world(1, |world| async move {
+        let beats = Arc::new(Mutex::new(0));
+        let log = Arc::clone(&beats);
+        world.install("a", move |rt| {
+            let log = Arc::clone(&log);
+            async move {
+                loop {
+                    *log.lock().unwrap() += 1;
+                    rt.sleep(millis(100)).await;
+                }
+            }
+        });
+        let count = || *beats.lock().unwrap();
+        world.advance(millis(250)).await;
+        world.pause("a");
+        let paused = count();
+        world.advance(Duration::from_secs(5)).await;
+        assert_eq!(count(), paused);
+        world.resume("a");
+        world.advance(millis(250)).await;
+        assert!(count() > paused);
+        world.pause("a");
+        world.advance(millis(250)).await;
+        world.restart("a");
+        let restarted = count();
+        world.advance(millis(250)).await;
+        assert!(count() > restarted);
+    });
+}
+
+#[test]
+fn events_of_a_program_are_part_of_the_digest() {
+    let digest = |payload: &'static [u8]| {
+        let digest = Arc::new(Mutex::new(0));
+        let told = Arc::clone(&digest);
+        in_world(1, |world| async move {
+            world.rt("a").event(quorate_rt::Event { kind: "apply", payload });
+            *told.lock().unwrap() = world.digest();
+        });
+        *digest.lock().unwrap()
+    };
+    assert_eq!(digest(b"one"), digest(b"one"));
+    assert_ne!(digest(b"one"), digest(b"two"));
+}
+
+#[test]
 fn clocks_drift_apart_and_sleeps_follow_their_own_clock() {
     in_world(1, |world| async move {
         world.set_drift_ppm("a", 50_000);
