@@ -375,6 +375,9 @@ pub async fn health_by_id<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Resu
     Ok(reason(reply.status(status.http_status()), status.as_str()))
 }
 
+/// A local service, the checks that decide its health, and that health.
+type Instance<'a> = (&'a Arc<Service>, Vec<Arc<Check>>, LocalStatus);
+
 pub async fn health_by_name<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
     let name = call.rest.as_str();
     if name.is_empty() {
@@ -382,7 +385,7 @@ pub async fn health_by_name<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Re
     }
     let services = api.backend().services();
     let checks = api.backend().checks();
-    let found: Vec<(&Arc<Service>, Vec<Arc<Check>>, LocalStatus)> = services
+    let found: Vec<Instance<'_>> = services
         .iter()
         .filter(|service| service.name == name)
         .map(|service| {

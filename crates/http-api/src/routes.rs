@@ -186,7 +186,7 @@ async fn answer<R: Rt, B: Backend>(
         .cloned()
         .expect("the transport decodes every path");
     let reply = match gate(&api, &methods, &path, &parts.method, parts.extensions.get().copied()) {
-        Err(reply) => reply,
+        Err(reply) => *reply,
         Ok(handler) => {
             let params = Params::parse(parts.uri.query().unwrap_or(""));
             let call = Call {
@@ -237,21 +237,21 @@ fn gate<R: Rt, B: Backend>(
     path: &str,
     method: &Method,
     peer: Option<Peer>,
-) -> Result<Handler<R, B>, Reply> {
+) -> Result<Handler<R, B>, Box<Reply>> {
     let config = api.config();
     if config
         .block_endpoints
         .iter()
         .any(|prefix| path.starts_with(prefix.as_str()))
     {
-        return Err(refused(&Fault::Blocked.into()));
+        return Err(Box::new(refused(&Fault::Blocked.into())));
     }
     let reads = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
     if !reads && !config.allow_write_http_from.is_empty() {
         let allowed =
             peer.is_some_and(|Peer(peer)| config.allow_write_http_from.iter().any(|block| block.contains(peer)));
         if !allowed {
-            return Err(refused(&Fault::WriteRestricted.into()));
+            return Err(Box::new(refused(&Fault::WriteRestricted.into())));
         }
     }
     let allow = || {
@@ -259,13 +259,16 @@ fn gate<R: Rt, B: Backend>(
         HeaderValue::try_from(format!("OPTIONS,{}", names.join(","))).expect("method names are plain text")
     };
     if method == Method::OPTIONS {
-        return Err(Reply::empty().header(ALLOW, allow()));
+        return Err(Box::new(Reply::empty().header(ALLOW, allow())));
     }
     // HEAD is answered as GET is; hyper leaves the body out.
     let wanted = if method == Method::HEAD { &Method::GET } else { method };
     match methods.iter().find(|(method, _)| method == wanted) {
         Some((_, handler)) => Ok(Arc::clone(handler)),
-        None => Err(refused(&Fault::Method(method.to_string()).into()).header(ALLOW, allow())),
+        None => {
+            let reply = refused(&Fault::Method(method.to_string()).into());
+            Err(Box::new(reply.header(ALLOW, allow())))
+        }
     }
 }
 

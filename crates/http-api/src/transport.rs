@@ -33,7 +33,7 @@ pub async fn answer<R: Rt, B: Backend>(
 ) -> Response<Body> {
     let wants_gzip = accepts_gzip(request.headers());
     let mut response = match prepare(&mut request, api.config().disable_unprintable_char_filter) {
-        Err(response) => response,
+        Err(response) => *response,
         Ok(()) => {
             request.extensions_mut().insert(peer);
             match router.oneshot(request).await {
@@ -55,11 +55,11 @@ pub async fn answer<R: Rt, B: Backend>(
 }
 
 /// Decodes and checks the path; what is left of the request's URI is its plain form, for the router.
-fn prepare(request: &mut Request<Body>, unprintable_allowed: bool) -> Result<(), Response<Body>> {
+fn prepare(request: &mut Request<Body>, unprintable_allowed: bool) -> Result<(), Box<Response<Body>>> {
     let status = |status| {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = status;
-        response
+        Box::new(response)
     };
     let uri = request.uri();
     // A key is text here: a path that is not UTF-8 is refused, where Consul would keep other bytes than were sent.
@@ -71,7 +71,7 @@ fn prepare(request: &mut Request<Body>, unprintable_allowed: bool) -> Result<(),
     }
     let clean = clean_path(&path);
     if clean != path {
-        return Err(redirect(request.method(), &clean, uri.query()));
+        return Err(Box::new(redirect(request.method(), &clean, uri.query())));
     }
     if uri.path().contains('%') {
         // The router matches text: an escaped letter must not hide an endpoint.

@@ -1,0 +1,437 @@
+//! What no recorded answer shows: waiting, limits, gates, broken handlers, real connections, the stop.
+
+use crate::support::TestBackend;
+use axum::Router;
+use axum::body::Body;
+use futures::future::join;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::BodyExt as _;
+use quorate_http_api::{Api, HttpConfig, HttpServer, Peer, answer, router};
+use quorate_rt::Rt;
+use quorate_rt::production::{TokioRt, block_on};
+use quorate_store::{Command, KvCommand};
+use quorate_types::KvPair;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// An API without sockets.
+struct World {
+    rt: TokioRt,
+    api: Api<TokioRt, TestBackend>,
+    router: Router,
+    backend: TestBackend,
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+}
+
+impl World {
+    fn new(rt: TokioRt, config: HttpConfig) -> Self {
+        let backend = TestBackend::new(rt.clone());
+        let api = Api::new(rt.clone(), config, backend.clone());
+        let router = router(&api);
+        Self {
+            rt,
+            api,
+            router,
+            backend,
+        }
+    }
+    async fn send(&self, request: Request<Body>) -> Answer {
+        let peer = Peer("10.1.2.3".parse().unwrap());
+        let (parts, body) = answer(&self.api, self.router.clone(), peer, request).await.into_parts();
+        let body = body.collect().await.unwrap().to_bytes().into();
+        Answer {
+            status: parts.status,
+            headers: parts.headers,
+            body,
+        }
+    }
+    async fn get(&self, path: &str) -> Answer {
+        self.send(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+    async fn put(&self, path: &str, body: impl Into<Body>) -> Answer {
+        self.send(Request::put(path).body(body.into()).unwrap()).await
+    }
+    fn set(&self, key: &str, value: &str) {
+        let pair = KvPair {
+            key: key.to_owned(),
+            value: value.into(),
+            ..KvPair::default()
+        };
+        self.backend.apply(&Command::Kv(KvCommand::Set(pair)));
+    }
+}
+
+fn run<Fut: Future<Output = ()>>(config: HttpConfig, test: impl FnOnce(World) -> Fut) {
+    let within = Duration::from_secs(60);
+    block_on(1, |rt| async move {
+        let world = World::new(rt.clone(), config);
+        let test = test(world);
+        futures::pin_mut!(test);
+        let late = rt.sleep(within);
+        futures::pin_mut!(late);
+        match futures::future::select(test, late).await {
+            futures::future::Either::Left(_) => {}
+            futures::future::Either::Right(_) => panic!("the test did not end within {within:?}"),
+        }
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_blocking_read_answers_when_its_key_changes() {
+    run(HttpConfig::default(), |world| async move {
+        world.set("a", "1");
+        let index = world.get("/v1/kv/a").await.header("x-consul-index").to_owned();
+        let path = format!("/v1/kv/a?index={index}&wait=50s");
+        let change = async {
+            world.backend.parked().await;
+            world.set("b", "another key");
+            world.backend.parked().await;
+            world.set("a", "2");
+        };
+        let (held, ()) = join(world.get(&path), change).await;
+        assert!(held.text().contains("\"Value\":\"Mg==\""), "{}", held.text());
+        assert_ne!(held.header("x-consul-index"), index);
+    });
+}
+
+#[test]
+fn a_read_of_an_absent_key_waits_until_it_exists() {
+    run(HttpConfig::default(), |world| async move {
+        world.set("b", "1");
+        let absent = world.get("/v1/kv/a").await;
+        assert_eq!(absent.status, StatusCode::NOT_FOUND);
+        let path = format!("/v1/kv/a?index={}&wait=50s", absent.header("x-consul-index"));
+        let change = async {
+            world.backend.parked().await;
+            world.set("b", "2");
+            world.backend.parked().await;
+            world.set("a", "1");
+        };
+        let (held, ()) = join(world.get(&path), change).await;
+        assert_eq!(held.status, StatusCode::OK);
+    });
+}
+
+#[test]
+fn a_wait_that_is_over_answers_what_is() {
+    run(HttpConfig::default(), |world| async move {
+        world.set("a", "1");
+        let held = world.get("/v1/kv/a?index=1000&wait=10ms").await;
+        assert_eq!(held.status, StatusCode::OK);
+        assert_eq!(held.header("x-consul-index"), "6");
+    });
+}
+
+#[test]
+fn a_local_service_is_watched_by_its_hash() {
+    run(HttpConfig::default(), |world| async move {
+        assert_eq!(
+            world
+                .put("/v1/agent/service/register", r#"{"Name":"web"}"#)
+                .await
+                .status,
+            StatusCode::OK
+        );
+        let first = world.get("/v1/agent/service/web").await;
+        let hash = first.header("x-consul-contenthash").to_owned();
+        assert!(
+            first.text().contains(&format!("\"ContentHash\":\"{hash}\"")),
+            "{}",
+            first.text()
+        );
+        let same = world.get(&format!("/v1/agent/service/web?hash={hash}&wait=10ms")).await;
+        assert_eq!(same.header("x-consul-contenthash"), hash);
+        let path = format!("/v1/agent/service/web?hash={hash}&wait=50s");
+        let change = async {
+            world.backend.parked().await;
+            world
+                .put("/v1/agent/service/register", r#"{"Name":"web","Port":80}"#)
+                .await;
+        };
+        let (held, ()) = join(world.get(&path), change).await;
+        assert_ne!(held.header("x-consul-contenthash"), hash);
+        assert!(held.text().contains("\"Port\":80"));
+        let path = format!(
+            "/v1/agent/service/web?hash={}&wait=50s",
+            held.header("x-consul-contenthash")
+        );
+        let remove = async {
+            world.backend.parked().await;
+            world.put("/v1/agent/service/deregister/web", "").await;
+        };
+        let (held, ()) = join(world.get(&path), remove).await;
+        assert_eq!(held.status, StatusCode::NOT_FOUND);
+    });
+}
+
+#[test]
+fn without_a_leader_only_stale_reads_are_answered() {
+    run(HttpConfig::default(), |world| async move {
+        world.set("a", "1");
+        world.backend.lose_leader();
+        let read = world.get("/v1/kv/a").await;
+        assert_eq!((read.status.as_u16(), read.text()), (500, "No cluster leader"));
+        assert_eq!(read.header("x-consul-index"), "");
+        let read = world.get("/v1/catalog/services").await;
+        assert_eq!((read.status.as_u16(), read.text()), (500, "No cluster leader"));
+        let meta = ["x-consul-index", "x-consul-knownleader", "x-consul-lastcontact"].map(|name| read.header(name));
+        assert_eq!(meta, ["1", "false", "0"]);
+        let read = world.get("/v1/catalog/services?stale").await;
+        assert_eq!(
+            (read.status.as_u16(), read.header("x-consul-knownleader")),
+            (200, "false")
+        );
+        assert_eq!(world.put("/v1/kv/a", "2").await.text(), "No cluster leader");
+        assert_eq!(world.get("/v1/status/leader").await.text(), "\"\"");
+    });
+}
+
+#[test]
+fn a_value_has_a_limit_and_the_answer_names_it() {
+    run(HttpConfig::default(), |world| async move {
+        let limit = HttpConfig::default().kv_value_len_bytes_max;
+        assert_eq!(world.put("/v1/kv/a", vec![b'x'; limit]).await.text(), "true");
+        let sized = Request::put("/v1/kv/a")
+            .header("content-length", limit + 1)
+            .body(Body::from(vec![b'x'; limit + 1]));
+        let refused = world.send(sized.unwrap()).await;
+        assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE);
+        assert!(
+            refused
+                .text()
+                .starts_with("Request body(524289 bytes) too large, max size: 524288 bytes. See ")
+        );
+        assert_eq!(refused.header("connection"), "close");
+        let streamed = world.put("/v1/kv/a", vec![b'x'; limit + 1]).await;
+        assert_eq!(streamed.status, StatusCode::PAYLOAD_TOO_LARGE);
+    });
+}
+
+#[test]
+fn blocked_paths_and_writes_from_elsewhere_are_refused() {
+    let config = HttpConfig {
+        block_endpoints: vec!["/v1/agent".to_owned()],
+        allow_write_http_from: vec!["127.0.0.0/8".parse().unwrap()],
+        response_headers: vec![("X-Own".to_owned(), "yes".to_owned())],
+        ..HttpConfig::default()
+    };
+    run(config, |world| async move {
+        let blocked = world.get("/v1/agent/self").await;
+        assert_eq!(blocked.status, StatusCode::FORBIDDEN);
+        assert_eq!(blocked.text(), "Endpoint is blocked by agent configuration");
+        assert_eq!(blocked.header("x-own"), "yes");
+        let refused = world.put("/v1/kv/a", "1").await;
+        assert_eq!(
+            (refused.status, refused.text()),
+            (StatusCode::FORBIDDEN, "Access is restricted")
+        );
+        assert_eq!(world.get("/v1/kv/?keys").await.status, StatusCode::OK);
+    });
+}
+
+#[test]
+fn a_handler_that_panics_is_a_500_and_the_next_request_is_answered() {
+    run(HttpConfig::default(), |world| async move {
+        let broken = world
+            .put("/v1/catalog/register", r#"{"Node":"panic","Address":"10.0.0.1"}"#)
+            .await;
+        assert_eq!((broken.status.as_u16(), broken.text()), (500, "internal error"));
+        assert_eq!(world.get("/v1/status/leader").await.status, StatusCode::OK);
+    });
+}
+
+#[test]
+fn an_answer_is_compressed_only_when_asked_for() {
+    run(HttpConfig::default(), |world| async move {
+        let plain = world.get("/v1/catalog/nodes").await;
+        assert_eq!(plain.header("vary"), "Accept-Encoding");
+        let request = Request::get("/v1/catalog/nodes")
+            .header("accept-encoding", "gzip")
+            .body(Body::empty())
+            .unwrap();
+        let packed = world.send(request).await;
+        assert_eq!(packed.header("content-encoding"), "gzip");
+        let mut unpacked = Vec::new();
+        flate2::read::GzDecoder::new(packed.body.as_slice())
+            .read_to_end(&mut unpacked)
+            .unwrap();
+        assert_eq!(unpacked, plain.body);
+    });
+}
+
+#[test]
+fn self_tells_who_this_agent_is() {
+    run(HttpConfig::default(), |world| async move {
+        let body = world.get("/v1/agent/self").await;
+        assert!(body.text().starts_with(
+            r#"{"Config":{"Datacenter":"dc1","NodeName":"g1","NodeID":"aaaaaaaa-0000-4000-8000-000000000001","Revision":"","Server":true,"Version":"1.20.0"},"DebugConfig":{"#
+        ));
+        assert!(
+            body.text()
+                .ends_with(r#""Stats":{"raft":{"term":"2"}},"Meta":{"rack":"r1"}}"#)
+        );
+    });
+}
+
+#[test]
+fn an_escaped_letter_hides_no_endpoint_and_an_escaped_slash_belongs_to_the_key() {
+    run(HttpConfig::default(), |world| async move {
+        assert_eq!(world.put("/v1/kv/a%2Fb%20c", "1").await.text(), "true");
+        assert!(world.get("/v1/k%76/a/b%20c").await.text().contains("\"Key\":\"a/b c\""));
+        let moved = world.put("/v1/kv/%2Fa?flags=1", "1").await;
+        assert_eq!(
+            (moved.status.as_u16(), moved.header("location")),
+            (301, "/v1/kv/a?flags=1")
+        );
+        assert_eq!(world.get("/v1/kv/a%ff").await.status, StatusCode::BAD_REQUEST);
+        assert_eq!(world.get("/v1/catalog/nodes/").await.status, StatusCode::NOT_FOUND);
+    });
+}
+
+#[test]
+fn a_filter_on_services_keeps_the_names_whose_instances_match() {
+    run(HttpConfig::default(), |world| async move {
+        for (id, tag, port) in [("w1", "a", 80), ("w2", "b", 81)] {
+            let body = format!(r#"{{"Name":"web","ID":"{id}","Tags":["{tag}"],"Port":{port}}}"#);
+            world.put("/v1/agent/service/register", body).await;
+        }
+        let found = world.get("/v1/catalog/services?filter=ServicePort==81").await;
+        assert_eq!(found.text(), r#"{"web":["b"]}"#);
+        let found = world.get("/v1/agent/services?filter=Port==81").await;
+        assert!(found.text().starts_with(r#"{"w2":{"#), "{}", found.text());
+        let cached = world.get("/v1/health/service/web?cached").await;
+        assert_eq!(cached.header("x-cache"), "MISS");
+    });
+}
+
+// On real connections.
+
+async fn served(rt: &TokioRt, config: HttpConfig) -> (HttpServer<TokioRt, TestBackend>, TestBackend, SocketAddr) {
+    let backend = TestBackend::new(rt.clone());
+    let at: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let server = HttpServer::start(rt.clone(), &[at], config, backend.clone())
+        .await
+        .unwrap();
+    let address = server.addresses()[0];
+    (server, backend, address)
+}
+
+/// Reads what the server sends until it closes.
+async fn rest(stream: &mut <TokioRt as Rt>::Stream) -> String {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn a_connection_carries_several_requests_and_names_headers_as_go_does() {
+    run(HttpConfig::default(), |world| async move {
+        let (_server, _, address) = served(&world.rt, HttpConfig::default()).await;
+        let mut stream = world.rt.tcp_connect(address).await.unwrap();
+        let text = "PUT /v1/kv/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1\
+                    HEAD /v1/kv/a HTTP/1.1\r\nHost: x\r\n\r\n\
+                    GET /v1/kv/a?raw HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let answers = rest(&mut stream).await;
+        assert_eq!(answers.matches("HTTP/1.1 200 OK\r\n").count(), 3, "{answers}");
+        assert!(answers.contains("X-Consul-Index: 6\r\n"), "{answers}");
+        assert!(answers.contains("Date: "), "{answers}");
+        assert!(answers.ends_with("\r\n\r\n1"), "{answers}");
+    });
+}
+
+#[test]
+fn a_client_has_its_number_of_connections_and_no_more() {
+    run(HttpConfig::default(), |world| async move {
+        let config = HttpConfig {
+            connections_per_client_count_max: 1,
+            ..HttpConfig::default()
+        };
+        let (server, _, address) = served(&world.rt, config).await;
+        let request = b"GET /v1/status/leader HTTP/1.1\r\nHost: x\r\n\r\n";
+        let mut first = world.rt.tcp_connect(address).await.unwrap();
+        first.write_all(request).await.unwrap();
+        let mut answered = [0; 12];
+        first.read_exact(&mut answered).await.unwrap();
+        assert_eq!(&answered, b"HTTP/1.1 200");
+        let mut second = world.rt.tcp_connect(address).await.unwrap();
+        let mut nothing = [0; 1];
+        // Closed, or reset when the request was already on its way.
+        assert_eq!(second.read(&mut nothing).await.unwrap_or(0), 0);
+        server.set_connections_per_client_count_max(2);
+        let mut third = world.rt.tcp_connect(address).await.unwrap();
+        third.write_all(request).await.unwrap();
+        third.read_exact(&mut answered).await.unwrap();
+        assert_eq!(&answered, b"HTTP/1.1 200");
+    });
+}
+
+#[test]
+fn a_stop_answers_what_waits_and_ends_what_is_idle() {
+    run(HttpConfig::default(), |world| async move {
+        let (server, backend, address) = served(&world.rt, HttpConfig::default()).await;
+        let mut idle = world.rt.tcp_connect(address).await.unwrap();
+        idle.write_all(b"GET /v1/status/leader HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answered = [0; 12];
+        idle.read_exact(&mut answered).await.unwrap();
+        let mut waiting = world.rt.tcp_connect(address).await.unwrap();
+        waiting
+            .write_all(b"GET /v1/catalog/nodes?index=1000 HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        backend.parked().await;
+        server.stop().await;
+        assert!(rest(&mut waiting).await.contains("\"Node\":\"g1\""));
+        rest(&mut idle).await;
+        assert!(world.rt.tcp_connect(address).await.is_err(), "nobody listens any more");
+    });
+}
+
+#[test]
+fn an_address_in_use_is_said_in_gos_words() {
+    run(HttpConfig::default(), |world| async move {
+        let (_server, backend, address) = served(&world.rt, HttpConfig::default()).await;
+        let second = HttpServer::start(world.rt.clone(), &[address], HttpConfig::default(), backend).await;
+        let error = second.err().expect("the address is taken");
+        assert_eq!(
+            error.to_string(),
+            format!("listen tcp {address}: bind: address already in use")
+        );
+    });
+}
+
+#[test]
+fn a_head_beyond_its_limit_is_refused() {
+    run(HttpConfig::default(), |world| async move {
+        let config = HttpConfig {
+            header_len_bytes_max: 8 * 1024,
+            ..HttpConfig::default()
+        };
+        let (_server, _, address) = served(&world.rt, config).await;
+        let mut stream = world.rt.tcp_connect(address).await.unwrap();
+        let head = format!("GET /v1/kv/a HTTP/1.1\r\nX-Long: {}", "x".repeat(9 * 1024));
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answered = [0; 12];
+        stream.read_exact(&mut answered).await.unwrap();
+        assert_eq!(&answered, b"HTTP/1.1 431");
+    });
+}

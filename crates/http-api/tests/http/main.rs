@@ -1,0 +1,5 @@
+//! The HTTP API as its clients see it, over a backend of one store.
+
+mod behaviour;
+mod replay;
+mod support;
