@@ -1,0 +1,928 @@
+//! Real agents in real processes, asked with dig, curl and the command line.
+//!
+//! `QUORATE_BIN` names the binary (`cargo xtask ci` gives the release build); without it the one cargo built for this test
+//! is used. Every agent has free ports, a folder of its own, and ends with its test. Nothing here waits for a fixed time:
+//! each wait is for a condition, with a bound far beyond what it should take and a text for the failure.
+//!
+//! Not here: faults of network and disk, and time (the simulator's); throughput.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these tests are about real processes, sockets, files and time"
+)]
+
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Far beyond what anything here takes on a busy machine: reaching it is a failure, not slowness.
+const WAIT_MAX: Duration = Duration::from_secs(90);
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// Below the range the kernel hands out by itself, so that no outgoing connection takes a port between choice and use.
+const PORTS: std::ops::Range<u32> = 20_000..32_000;
+/// Of an agent's output, shown when its test fails.
+const OUTPUT_LINES_SHOWN: usize = 40;
+
+fn binary() -> PathBuf {
+    std::env::var_os("QUORATE_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_quorate")), PathBuf::from)
+}
+
+/// Looks until there is something to return.
+#[track_caller]
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let started_at = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(
+            started_at.elapsed() < WAIT_MAX,
+            "waited {} s in vain: {what}",
+            WAIT_MAX.as_secs()
+        );
+        std::thread::park_timeout(LOOK_INTERVAL);
+    }
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    wait_for(what, || is_so().then_some(()));
+}
+
+/// A port free for TCP and UDP that no other test of this process got.
+fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let span = PORTS.end - PORTS.start;
+    for _ in 0..span {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        // Another run of these tests at the same time begins elsewhere.
+        let port = PORTS.start + (std::process::id().wrapping_mul(97).wrapping_add(step)) % span;
+        let port = u16::try_from(port).expect("the range ends below 65,536");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port in {PORTS:?}");
+}
+
+/// A folder that goes with its test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("quorate-e2e-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).expect("the temporary folder can be written");
+        Self(path)
+    }
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::create_dir_all(path.parent().expect("below the folder")).expect("the temporary folder can be written");
+        fs::write(&path, text).expect("the temporary folder can be written");
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What cannot be removed is the temporary folder's to keep.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Ports {
+    http: u16,
+    dns: u16,
+    server: u16,
+    serf_lan: u16,
+    serf_wan: u16,
+}
+
+impl Ports {
+    fn free() -> Self {
+        Self {
+            http: free_port(),
+            dns: free_port(),
+            server: free_port(),
+            serf_lan: free_port(),
+            serf_wan: free_port(),
+        }
+    }
+    fn flags(&self) -> Vec<String> {
+        vec![
+            format!("-http-port={}", self.http),
+            format!("-dns-port={}", self.dns),
+            format!("-server-port={}", self.server),
+            format!("-serf-lan-port={}", self.serf_lan),
+            format!("-serf-wan-port={}", self.serf_wan),
+        ]
+    }
+}
+
+struct Agent {
+    name: String,
+    ports: Ports,
+    folder: Folder,
+    arguments: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Agent {
+    /// An agent that is not started yet. `arguments` come after those for its name and ports.
+    fn new(name: &str, arguments: &[&str]) -> Self {
+        let ports = Ports::free();
+        let mut all = vec!["agent".to_owned(), format!("-node={name}")];
+        all.extend(ports.flags());
+        all.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        Self {
+            name: name.to_owned(),
+            ports,
+            folder: Folder::new(),
+            arguments: all,
+            child: None,
+        }
+    }
+    /// `agent -dev`, ready to serve.
+    fn dev(name: &str, arguments: &[&str]) -> Self {
+        let mut agent = Self::new(name, &[&["-dev"], arguments].concat());
+        agent.start();
+        agent.wait_for_leader();
+        agent
+    }
+    fn with_config(mut self, file: &str, text: &str) -> Self {
+        let path = self.folder.write(&format!("config/{file}"), text);
+        let folder = format!("-config-dir={}", path.parent().expect("below the folder").display());
+        if !self.arguments.contains(&folder) {
+            self.arguments.push(folder);
+        }
+        self
+    }
+    fn output_path(&self) -> PathBuf {
+        self.folder.0.join("output.log")
+    }
+    fn output(&self) -> String {
+        fs::read_to_string(self.output_path()).unwrap_or_default()
+    }
+    fn start(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let output = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.output_path());
+        let output = output.expect("the temporary folder can be written");
+        let errors = output.try_clone().expect("a handle can be copied");
+        let mut command = Command::new(binary());
+        command
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors);
+        self.child = Some(command.spawn().expect("the binary is there"));
+    }
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // An agent that ended by itself is as gone as a killed one.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+    /// Its exit code, once it has ended by itself.
+    #[track_caller]
+    fn wait_for_end(&mut self) -> i32 {
+        let name = self.name.clone();
+        let child = self.child.as_mut().expect("it was started");
+        let status = wait_for(&format!("{name} ends"), || child.try_wait().expect("it is our child"));
+        self.child = None;
+        status.code().expect("it was not killed")
+    }
+    fn signal(&self, signal: &str) {
+        let id = self.child.as_ref().expect("it runs").id().to_string();
+        let sent = Command::new("kill")
+            .args([signal, &id])
+            .status()
+            .expect("kill is there");
+        assert!(sent.success(), "kill {signal} {}", self.name);
+    }
+    fn is_running(&mut self) -> bool {
+        self.child
+            .as_mut()
+            .is_some_and(|child| child.try_wait().expect("it is our child").is_none())
+    }
+    fn http(&self, method: &str, path: &str, body: &str) -> Option<Reply> {
+        let url = format!("http://127.0.0.1:{}{path}", self.ports.http);
+        let mut curl = Command::new("curl");
+        curl.args([
+            "-s",
+            "-S",
+            "-g",
+            "--max-time",
+            "20",
+            "-X",
+            method,
+            "-w",
+            "\n%{http_code}",
+        ]);
+        if method == "PUT" {
+            curl.args(["--data-binary", body]);
+        }
+        let output = curl.arg(&url).output().expect("curl is installed");
+        if !output.status.success() {
+            return None;
+        }
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (body, status) = text.rsplit_once('\n').expect("curl was told to write the status last");
+        Some(Reply {
+            status: status.parse().expect("a status is a number"),
+            body: body.to_owned(),
+        })
+    }
+    /// The JSON of a 200; `None` while there is none.
+    fn get(&self, path: &str) -> Option<Value> {
+        let reply = self.http("GET", path, "").filter(|reply| reply.status == 200)?;
+        serde_json::from_str(&reply.body).ok()
+    }
+    #[track_caller]
+    fn put(&self, path: &str, body: &Value) -> Reply {
+        self.http("PUT", path, &body.to_string())
+            .unwrap_or_else(|| panic!("{} does not answer PUT {path}", self.name))
+    }
+    /// The leader's RPC address as this agent knows it.
+    fn leader(&self) -> Option<String> {
+        let leader = self.get("/v1/status/leader")?;
+        leader.as_str().filter(|leader| !leader.is_empty()).map(str::to_owned)
+    }
+    #[track_caller]
+    fn wait_for_leader(&mut self) -> String {
+        let what = format!("{} knows a leader", self.name);
+        wait_for(&what, || {
+            assert!(self.is_running(), "{} ended early", self.name);
+            self.leader()
+        })
+    }
+    fn dig(&self, arguments: &[&str]) -> String {
+        let mut dig = Command::new("dig");
+        dig.args(["@127.0.0.1", "-p", &self.ports.dns.to_string(), "+time=2", "+tries=1"])
+            .args(arguments);
+        let output = dig.output().expect("dig is installed");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+    fn dig_short(&self, name: &str, qtype: &str) -> BTreeSet<String> {
+        self.dig(&["+short", name, qtype])
+            .lines()
+            .filter(|line| !line.starts_with(';'))
+            .map(str::to_owned)
+            .collect()
+    }
+    /// Runs the command line against this agent.
+    fn cli(&self, arguments: &[&str]) -> CliEnd {
+        cli(&format!("127.0.0.1:{}", self.ports.http), arguments)
+    }
+    /// Statuses of the checks of one service's instances, as this agent is told.
+    fn statuses(&self, service: &str) -> Option<Vec<String>> {
+        let checks = self.get(&format!("/v1/health/checks/{service}"))?;
+        let statuses = checks
+            .as_array()?
+            .iter()
+            .map(|check| check["Status"].as_str().unwrap_or_default().to_owned());
+        Some(statuses.collect())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let output = self.output();
+            let lines: Vec<&str> = output.lines().collect();
+            let shown = lines[lines.len().saturating_sub(OUTPUT_LINES_SHOWN)..].join("\n");
+            eprintln!("---- {} {}\n{shown}\n----", self.name, self.arguments.join(" "));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    body: String,
+}
+
+#[derive(Debug)]
+struct CliEnd {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl CliEnd {
+    #[track_caller]
+    fn check(&self, code: i32, stdout: &str, stderr: &str) {
+        assert_eq!(
+            (self.code, self.stdout.as_str(), self.stderr.as_str()),
+            (code, stdout, stderr)
+        );
+    }
+}
+
+fn cli(address: &str, arguments: &[&str]) -> CliEnd {
+    let mut command = Command::new(binary());
+    for name in ["HTTP_ADDR", "HTTP_TOKEN", "HTTP_TOKEN_FILE", "HTTP_SSL", "HTTP_AUTH"] {
+        command
+            .env_remove(format!("CONSUL_{name}"))
+            .env_remove(format!("QUORATE_{name}"));
+    }
+    command
+        .env("CONSUL_HTTP_ADDR", address)
+        .args(arguments)
+        .stdin(Stdio::null());
+    let output = command.output().expect("the binary is there");
+    CliEnd {
+        code: output.status.code().expect("it was not killed"),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Something that answers HTTP on a port, and can be stopped and started.
+struct Listener {
+    port: u16,
+    is_stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    fn start(port: u16) -> Self {
+        let listener = wait_for("the port is free again", || TcpListener::bind(("127.0.0.1", port)).ok());
+        let is_stopping = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&is_stopping);
+        let thread = std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                let Ok(mut stream) = stream else { continue };
+                // A peer that is gone needs no answer.
+                let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+                let _ = stream.read(&mut [0; 4096]);
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
+            }
+        });
+        Self {
+            port,
+            is_stopping,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.is_stopping.store(true, Ordering::SeqCst);
+        // Wakes the thread, which then sees that it is to stop.
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[test]
+fn a_service_is_found_by_dns_while_its_script_check_passes_and_only_then() {
+    let port = free_port();
+    let definition = format!(
+        r#"{{"service": {{"name": "elasticsearch", "port": {port}, "check": {{"script": "curl -s 127.0.0.1:{port}", "interval": "1s"}}}}}}"#
+    );
+    let listener = Listener::start(port);
+    let mut agent = Agent::new("n1", &["-dev"]).with_config("elasticsearch.json", &definition);
+    agent.start();
+    agent.wait_for_leader();
+
+    let srv = format!("1 1 {port} n1.node.dc1.consul.");
+    wait_until("the SRV answer has the instance", || {
+        agent.dig_short("elasticsearch.service.consul", "SRV").contains(&srv)
+    });
+    let addresses = agent.dig_short("elasticsearch.service.consul", "A");
+    assert_eq!(addresses, BTreeSet::from(["127.0.0.1".to_owned()]));
+
+    drop(listener);
+    wait_until("DNS gives no instance whose check is critical", || {
+        agent.dig_short("elasticsearch.service.consul", "SRV").is_empty()
+    });
+    assert!(
+        agent
+            .dig(&["elasticsearch.service.consul", "SRV"])
+            .contains("status: NXDOMAIN")
+    );
+    wait_until("the catalog shows it critical", || {
+        agent.statuses("elasticsearch") == Some(vec!["critical".to_owned()])
+    });
+
+    let _listener = Listener::start(port);
+    wait_until("DNS gives the instance again", || {
+        agent.dig_short("elasticsearch.service.consul", "SRV").contains(&srv)
+    });
+    wait_until("the catalog shows it passing", || {
+        agent.statuses("elasticsearch") == Some(vec!["passing".to_owned()])
+    });
+}
+
+#[test]
+fn services_are_read_from_every_form_of_definition() {
+    let hcl = "service {\n  name = \"web\"\n  port = 8080\n  tags = [\"v1\"]\n  check {\n    args = [\"true\"]\n    interval = \"1s\"\n  }\n}\n";
+    let json = json!({"services": [
+        {"name": "db", "id": "db-1", "port": 5432, "check": {"ttl": "10m", "status": "passing"}},
+        {"name": "db", "id": "db-2", "port": 5433, "check": {"args": ["false"], "interval": "1s"}},
+    ]});
+    let mut agent = Agent::new("n1", &["-dev"])
+        .with_config("web.hcl", hcl)
+        .with_config("db.json", &json.to_string());
+    agent.start();
+    agent.wait_for_leader();
+    wait_until("the HCL service passes", || {
+        agent.statuses("web") == Some(vec!["passing".to_owned()])
+    });
+    wait_until("a tag finds it", || {
+        !agent.dig_short("v1.web.service.consul", "A").is_empty()
+    });
+    assert!(agent.dig_short("v2.web.service.consul", "A").is_empty());
+    wait_until("only the instance that passes is given", || {
+        agent.dig_short("db.service.consul", "SRV") == BTreeSet::from(["1 1 5432 n1.node.dc1.consul.".to_owned()])
+    });
+    let services = agent.get("/v1/agent/services").expect("the agent answers");
+    let ids: Vec<&String> = services.as_object().expect("a map by id").keys().collect();
+    assert_eq!(ids, ["db-1", "db-2", "web"]);
+}
+
+/// Three servers and two clients that know each other.
+struct Cluster {
+    servers: Vec<Agent>,
+    clients: Vec<Agent>,
+}
+
+impl Cluster {
+    fn start() -> Self {
+        let mut servers: Vec<Agent> = ["s1", "s2", "s3"]
+            .map(|name| Agent::new(name, &["-bind=127.0.0.1"]))
+            .into();
+        let mut clients: Vec<Agent> = ["c1", "c2"].map(|name| Agent::new(name, &["-bind=127.0.0.1"])).into();
+        let join: Vec<String> = servers
+            .iter()
+            .map(|server| format!("127.0.0.1:{}", server.ports.serf_lan))
+            .collect();
+        for agent in servers.iter_mut().chain(&mut clients) {
+            let is_server = agent.name.starts_with('s');
+            let mut config = json!({
+                "data_dir": agent.folder.0.join("data"),
+                "server": is_server,
+                "retry_join": join,
+                "retry_interval": "1s",
+                "performance": {"raft_multiplier": 1},
+            });
+            if is_server {
+                config["bootstrap_expect"] = json!(3);
+            }
+            let path = agent.folder.write("config/agent.json", &config.to_string());
+            agent.arguments.push(format!("-config-file={}", path.display()));
+            agent.start();
+        }
+        let mut cluster = Self { servers, clients };
+        for agent in cluster.servers.iter_mut().chain(&mut cluster.clients) {
+            agent.wait_for_leader();
+        }
+        cluster
+    }
+    fn running(&self) -> impl Iterator<Item = &Agent> {
+        self.servers
+            .iter()
+            .chain(&self.clients)
+            .filter(|agent| agent.child.is_some())
+    }
+    /// Position of the server that the others follow.
+    #[track_caller]
+    fn leader(&self) -> usize {
+        let first = self
+            .servers
+            .iter()
+            .find(|server| server.child.is_some())
+            .expect("a server runs");
+        wait_for("a running server leads", || {
+            let address = first.leader()?;
+            let is_it =
+                |server: &Agent| server.child.is_some() && address.ends_with(&format!(":{}", server.ports.server));
+            self.servers.iter().position(is_it)
+        })
+    }
+    /// Writes a key through any running agent; an answer is waited for, since an election may be under way.
+    #[track_caller]
+    fn write(&self, key: &str, value: &str) {
+        wait_until(&format!("the write of {key} is acknowledged"), || {
+            let agent = self.running().next().expect("an agent runs");
+            let reply = agent.http("PUT", &format!("/v1/kv/{key}"), value);
+            reply.is_some_and(|reply| reply.status == 200 && reply.body.trim() == "true")
+        });
+    }
+    #[track_caller]
+    fn check_read_everywhere(&self, key: &str, value: &str) {
+        for agent in self.running() {
+            wait_until(&format!("{} reads {key}", agent.name), || {
+                let reply = agent.http("GET", &format!("/v1/kv/{key}?raw"), "");
+                reply.is_some_and(|reply| reply.status == 200 && reply.body == value)
+            });
+        }
+    }
+}
+
+fn is_passing_everywhere(cluster: &Cluster, service: &str) -> bool {
+    cluster.running().all(|agent| {
+        let instances = agent.get(&format!("/v1/health/service/{service}?passing"));
+        instances.is_some_and(|instances| instances.as_array().is_some_and(|instances| instances.len() == 1))
+    })
+}
+
+#[test]
+fn a_cluster_keeps_its_services_and_writes_through_killed_servers_and_clients() {
+    let mut cluster = Cluster::start();
+    let definition = json!({"Name": "web", "Port": 80, "Check": {"TTL": "10m", "Status": "passing"}});
+    assert_eq!(
+        cluster.clients[0].put("/v1/agent/service/register", &definition).status,
+        200
+    );
+    wait_until("every agent sees what one client registered", || {
+        is_passing_everywhere(&cluster, "web")
+    });
+    for agent in cluster.running() {
+        assert!(!agent.dig_short("web.service.consul", "A").is_empty(), "{}", agent.name);
+    }
+    let members = cluster.clients[1].cli(&["members"]);
+    assert_eq!(members.code, 0, "{members:?}");
+    let names: Vec<&str> = members
+        .stdout
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(names, ["Node", "s1", "s2", "s3", "c1", "c2"]);
+    cluster.write("before", "1");
+    cluster.check_read_everywhere("before", "1");
+
+    let leader = cluster.leader();
+    cluster.servers[leader].kill();
+    cluster.write("without-the-leader", "2");
+    assert_ne!(cluster.leader(), leader);
+    cluster.check_read_everywhere("before", "1");
+    cluster.check_read_everywhere("without-the-leader", "2");
+    cluster.servers[leader].start();
+    cluster.servers[leader].wait_for_leader();
+    cluster.check_read_everywhere("without-the-leader", "2");
+
+    for server in &mut cluster.servers {
+        server.kill();
+    }
+    for server in &mut cluster.servers {
+        server.start();
+    }
+    for server in &mut cluster.servers {
+        server.wait_for_leader();
+    }
+    cluster.check_read_everywhere("before", "1");
+    cluster.check_read_everywhere("without-the-leader", "2");
+    wait_until("the service is there after the restart of all servers", || {
+        is_passing_everywhere(&cluster, "web")
+    });
+
+    cluster.clients[0].kill();
+    wait_until("a killed client's node turns critical", || {
+        let checks = cluster.servers[0].get("/v1/health/node/c1");
+        checks.is_some_and(|checks| {
+            checks.as_array().is_some_and(|checks| {
+                checks
+                    .iter()
+                    .any(|check| check["CheckID"] == "serfHealth" && check["Status"] == "critical")
+            })
+        })
+    });
+    wait_until("DNS gives nothing of a dead node", || {
+        cluster
+            .running()
+            .all(|agent| agent.dig_short("web.service.consul", "A").is_empty())
+    });
+    let failed = cluster.servers[0].cli(&["members", "-status=failed"]);
+    assert!(failed.code == 0 && failed.stdout.contains("c1 "), "{failed:?}");
+}
+
+#[test]
+fn a_client_that_leaves_is_forgotten_and_exits_with_success() {
+    let mut cluster = Cluster::start();
+    cluster.clients[1]
+        .cli(&["leave"])
+        .check(0, "Graceful leave complete\n", "");
+    assert_eq!(cluster.clients[1].wait_for_end(), 0);
+    wait_until("its node is deregistered", || {
+        let nodes = cluster.servers[0].get("/v1/catalog/nodes");
+        nodes.is_some_and(|nodes| {
+            nodes
+                .as_array()
+                .is_some_and(|nodes| !nodes.is_empty() && nodes.iter().all(|node| node["Node"] != "c2"))
+        })
+    });
+}
+
+#[test]
+fn the_command_line_answers_as_consuls_does() {
+    let agent = Agent::dev("n1", &[]);
+    let lan = agent.ports.serf_lan;
+
+    let members = agent.cli(&["members"]);
+    assert_eq!(members.code, 0, "{members:?}");
+    let lines: Vec<Vec<&str>> = members
+        .stdout
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        lines[0],
+        [
+            "Node", "Address", "Status", "Type", "Build", "Protocol", "DC", "Segment"
+        ]
+    );
+    assert_eq!(lines[1][..4], ["n1", &format!("127.0.0.1:{lan}"), "alive", "server"]);
+    assert_eq!(lines[1][5..], ["2", "dc1", "<all>"]);
+    agent.cli(&["members", "-status=failed"]).check(2, "", "");
+
+    agent
+        .cli(&["kv", "put", "cli/b", "world"])
+        .check(0, "Success! Data written to: cli/b\n", "");
+    agent.cli(&["kv", "get", "cli/b"]).check(0, "world\n", "");
+    agent
+        .cli(&["kv", "get", "nope"])
+        .check(1, "", "Error! No key exists at: nope\n");
+    agent
+        .cli(&["kv", "put", "-flags=42", "-base64", "cli/c", "aGVsbG8="])
+        .check(0, "Success! Data written to: cli/c\n", "");
+    agent
+        .cli(&["kv", "get", "-recurse", "cli"])
+        .check(0, "cli/b:world\ncli/c:hello\n", "");
+    agent.cli(&["kv", "get", "-keys", "cli"]).check(0, "cli/\n", "");
+    agent
+        .cli(&["kv", "get", "-keys", "-separator=", "cli"])
+        .check(0, "cli/b\ncli/c\n", "");
+    agent.cli(&["kv", "get", "-recurse", "nope"]).check(0, "", "");
+    let detailed = agent.cli(&["kv", "get", "-detailed", "cli/c"]);
+    assert!(
+        detailed
+            .stdout
+            .contains("\nFlags            42\nKey              cli/c\n"),
+        "{detailed:?}"
+    );
+    let refused = "Error! Did not write to cli/b: CAS failed\n";
+    agent
+        .cli(&["kv", "put", "-cas", "-modify-index=1", "cli/b", "x"])
+        .check(1, "", refused);
+    agent
+        .cli(&["kv", "put", "-cas", "-modify-index=0", "cli/b", "x"])
+        .check(1, "", refused);
+    let export = agent.cli(&["kv", "export", "cli/c"]);
+    export.check(
+        0,
+        "[\n\t{\n\t\t\"key\": \"cli/c\",\n\t\t\"flags\": 42,\n\t\t\"value\": \"aGVsbG8=\"\n\t}\n]\n",
+        "",
+    );
+    agent
+        .cli(&["kv", "delete", "cli/b"])
+        .check(0, "Success! Deleted key: cli/b\n", "");
+    agent
+        .cli(&["kv", "import", &export.stdout])
+        .check(0, "Imported: cli/c\n", "");
+    agent
+        .cli(&["kv", "delete", "-recurse", "cli"])
+        .check(0, "Success! Deleted keys with prefix: cli\n", "");
+    let slash = "Error! Failed writing data: Invalid key. Key must not begin with a '/': /lead\n";
+    agent.cli(&["kv", "put", "/lead", "x"]).check(1, "", slash);
+
+    let register = [
+        "services",
+        "register",
+        "-name=web",
+        "-id=w1",
+        "-port=9",
+        "-tag=a",
+        "-tag=b",
+        "-meta=k=v",
+    ];
+    agent.cli(&register).check(0, "Registered service: web\n", "");
+    wait_until("the catalog has the service", || {
+        agent.cli(&["catalog", "services"]).stdout == "consul\nweb\n"
+    });
+    let tags = agent.cli(&["catalog", "services", "-tags"]);
+    tags.check(0, "consul\nweb         a,b\n", "");
+    let nodes = agent.cli(&["catalog", "nodes", "-service=web"]);
+    let row: Vec<&str> = nodes
+        .stdout
+        .lines()
+        .nth(1)
+        .expect("one instance")
+        .split_whitespace()
+        .collect();
+    assert_eq!((row[0], row[2], row[3]), ("n1", "127.0.0.1", "dc1"));
+    agent.cli(&["catalog", "datacenters"]).check(0, "dc1\n", "");
+    let none = "No nodes match the given query - try expanding your search.\n";
+    agent.cli(&["catalog", "nodes", "-service=nope"]).check(0, none, "");
+
+    agent.cli(&["maint"]).check(0, "", "");
+    agent
+        .cli(&["maint", "-enable", "-reason=why"])
+        .check(0, "Node maintenance is now enabled\n", "");
+    agent
+        .cli(&["maint"])
+        .check(0, "Node:\n  Name:   n1\n  Reason: why\n\n", "");
+    agent
+        .cli(&["maint", "-disable"])
+        .check(0, "Node maintenance is now disabled\n", "");
+    let on = "Service maintenance is now enabled for \"w1\"\n";
+    agent
+        .cli(&["maint", "-enable", "-service=w1", "-reason=svc"])
+        .check(0, on, "");
+    agent
+        .cli(&["maint"])
+        .check(0, "Service:\n  ID:     w1\n  Reason: svc\n\n", "");
+    let unknown = agent.cli(&["maint", "-enable", "-service=nope"]);
+    assert!(
+        unknown
+            .stderr
+            .starts_with("Error enabling service maintenance: Unexpected response code: 404 ("),
+        "{unknown:?}"
+    );
+    agent
+        .cli(&["services", "deregister", "-id=w1"])
+        .check(0, "Deregistered service: w1\n", "");
+
+    let info = agent.cli(&["info"]);
+    assert!(
+        info.code == 0 && info.stdout.contains("\nconsul:\n") && info.stdout.contains("\tserver = true\n"),
+        "{info:?}"
+    );
+    agent.cli(&["reload"]).check(0, "Configuration reload triggered\n", "");
+    let force_leave = agent.cli(&["force-leave", "nope"]);
+    let text = "Error force leaving: Unexpected response code: 500 (agent: No node found with name 'nope')\n";
+    force_leave.check(1, "", text);
+    let port = free_port();
+    let join = agent.cli(&["join", &format!("127.0.0.1:{port}")]);
+    assert!(
+        join.code == 1 && join.stderr.ends_with("Failed to join any nodes.\n"),
+        "{join:?}"
+    );
+}
+
+#[test]
+fn a_service_file_registers_the_same_service_as_the_agents_configuration() {
+    let agent = Agent::dev("n1", &["-enable-script-checks"]);
+    let text = r#"{"service": {"name": "api", "port": 1, "check": {"args": ["true"], "interval": "1s"}}}"#;
+    let file = agent.folder.write("api.json", text).display().to_string();
+    agent
+        .cli(&["services", "register", &file])
+        .check(0, "Registered service: api\n", "");
+    wait_until("its check runs", || {
+        agent.statuses("api") == Some(vec!["passing".to_owned()])
+    });
+    agent
+        .cli(&["services", "deregister", &file])
+        .check(0, "Deregistered service: api\n", "");
+    wait_until("the catalog lost it", || agent.statuses("api") == Some(Vec::new()));
+    let bad = agent
+        .folder
+        .write("bad.json", r#"{"service": {"name": "api", "bogus": 1}}"#)
+        .display()
+        .to_string();
+    let text = format!("Error: failed to parse {bad}: 1 error occurred:\n\t* invalid config key service.bogus\n\n\n");
+    agent.cli(&["services", "register", &bad]).check(1, "", &text);
+}
+
+#[test]
+fn validate_tells_what_is_wrong_with_which_file() {
+    let folder = Folder::new();
+    let path = |name: &str, text: &str| folder.write(name, text).display().to_string();
+    let good = path("good.json", r#"{"data_dir": "/tmp/x"}"#);
+    cli("", &["validate", &good]).check(0, "Configuration is valid!\n", "");
+    cli("", &["validate", "-quiet", &good]).check(0, "", "");
+    let empty = path("empty.json", "{}");
+    cli("", &["validate", &empty]).check(1, "", "Config validation failed: data_dir cannot be empty\n");
+    let nope = folder.0.join("nope.json").display().to_string();
+    let text =
+        format!("Config validation failed: config: Open failed on {nope}. open {nope}: no such file or directory\n");
+    cli("", &["validate", &nope]).check(1, "", &text);
+}
+
+/// Starts an agent that must refuse, and gives what it said.
+#[track_caller]
+fn refused(mut agent: Agent) -> String {
+    agent.start();
+    assert_eq!(agent.wait_for_end(), 1, "{}", agent.output());
+    agent.output()
+}
+
+#[track_caller]
+fn check_contains(text: &str, part: &str) {
+    assert!(text.contains(part), "{part:?} is not in:\n{text}");
+}
+
+#[test]
+fn an_agent_that_cannot_start_says_why_and_exits_with_1() {
+    check_contains(&refused(Agent::new("n1", &[])), "==> data_dir cannot be empty\n");
+    check_contains(
+        &refused(Agent::new("n1", &["-dev", "a", "b"])),
+        "==> Unexpected extra arguments: [a b]\n",
+    );
+    check_contains(
+        &refused(Agent::new("n1", &["-bogus"])),
+        "flag provided but not defined: -bogus\n",
+    );
+    let unknown = Agent::new("n1", &["-dev"]).with_config("a.json", r#"{"bogus": 1}"#);
+    check_contains(&refused(unknown), "1 error occurred:\n\t* invalid config key bogus\n");
+    let syntax = Agent::new("n1", &["-dev"]).with_config("a.json", r#"{"server": true,}"#);
+    check_contains(&refused(syntax), "a.json: ");
+    let service = r#"{"service": {"name": "a", "check": {"args": ["true"], "interval": "1s"}}}"#;
+    let scripts = Agent::new("n1", &["-bind=127.0.0.1"]).with_config("a.json", service);
+    let data = format!("-data-dir={}", scripts.folder.0.join("data").display());
+    let mut scripts = scripts;
+    scripts.arguments.push(data);
+    check_contains(
+        &refused(scripts),
+        "Failed to register service \"a\": Scripts are disabled on this agent; to enable, configure 'enable_script_checks' or \
+         'enable_local_script_checks' to true",
+    );
+}
+
+#[test]
+fn an_agent_whose_port_is_taken_says_so_and_exits_with_1() {
+    for port_of in [|ports: &Ports| ports.http, |ports: &Ports| ports.serf_lan] {
+        let agent = Agent::new("n1", &["-dev"]);
+        let _taken = TcpListener::bind(("127.0.0.1", port_of(&agent.ports))).expect("it was free");
+        let output = refused(agent).to_lowercase();
+        check_contains(&output, "address already in use");
+    }
+}
+
+#[test]
+fn a_data_folder_that_a_running_agent_holds_is_refused_by_name() {
+    let folder = Folder::new();
+    let data = folder.0.join("data").display().to_string();
+    let flag = format!("-data-dir={data}");
+    let arguments = ["-bind=127.0.0.1", "-server", "-bootstrap", &flag];
+    let mut first = Agent::new("n1", &arguments);
+    first.start();
+    first.wait_for_leader();
+    check_contains(&refused(Agent::new("n2", &arguments)), &data);
+    assert!(first.is_running());
+}
+
+#[test]
+fn an_interrupted_agent_ends_promptly_and_a_terminated_one_too() {
+    for signal in ["-INT", "-TERM"] {
+        let mut agent = Agent::dev("n1", &[]);
+        assert!(
+            agent.output().contains("==> Consul agent running!"),
+            "{}",
+            agent.output()
+        );
+        agent.signal(signal);
+        agent.wait_for_end();
+        assert!(TcpStream::connect(("127.0.0.1", agent.ports.http)).is_err());
+    }
+}
+
+#[test]
+fn bad_requests_get_an_error_and_the_agent_lives_on() {
+    let mut agent = Agent::dev("n1", &[]);
+    let reply = agent.put("/v1/agent/service/register", &json!({"Port": 1}));
+    assert_eq!((reply.status, reply.body.as_str()), (400, "Missing service name"));
+    let reply = agent
+        .http("PUT", "/v1/agent/service/register", "{")
+        .expect("the agent answers");
+    assert_eq!(reply.status, 400);
+    let reply = agent
+        .http("GET", "/v1/health/service/web?filter=((((", "")
+        .expect("the agent answers");
+    assert!(reply.status >= 400, "{reply:?}");
+    let large = "x".repeat(100_000);
+    let reply = agent
+        .http("PUT", &format!("/v1/kv/{}", "k/".repeat(100)), &large)
+        .expect("the agent answers");
+    assert_eq!((reply.status, reply.body.trim()), (200, "true"));
+    let socket = UdpSocket::bind(("127.0.0.1", 0)).expect("a port is free");
+    for junk in [&b""[..], b"x", &[0xff; 600]] {
+        for port in [agent.ports.dns, agent.ports.serf_lan] {
+            socket
+                .send_to(junk, ("127.0.0.1", port))
+                .expect("a datagram can be sent");
+        }
+    }
+    assert!(agent.dig(&["nothing.example.com", "A"]).contains("status: REFUSED"));
+    assert!(agent.dig(&["n1.node.consul", "A"]).contains("127.0.0.1"));
+    assert!(agent.is_running());
+}
