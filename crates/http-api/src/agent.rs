@@ -195,7 +195,12 @@ pub async fn service<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Re
 
 pub async fn register_service<R: Rt, B: Backend>(api: Api<R, B>, mut call: Call) -> Result<Reply, Failure> {
     let body = call.read_json_body(&api).await?;
-    let definition = decode::service_definition(&body)?;
+    let mut definition = decode::service_definition(&body)?;
+    // What was registered with a token is synced with it.
+    let checks = definition.checks.iter_mut().map(|check| &mut check.token);
+    for token in checks.chain([&mut definition.token]).filter(|token| token.is_empty()) {
+        call.token().clone_into(token);
+    }
     let replace = match (
         call.params.has("replace-existing-checks"),
         call.params.get("replace-existing-checks"),
@@ -224,7 +229,11 @@ pub async fn deregister_service<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -
 
 pub async fn register_check<R: Rt, B: Backend>(api: Api<R, B>, mut call: Call) -> Result<Reply, Failure> {
     let body = call.read_json_body(&api).await?;
-    api.backend().register_check(decode::check_definition(&body)?).await?;
+    let mut definition = decode::check_definition(&body)?;
+    if definition.token.is_empty() {
+        call.token().clone_into(&mut definition.token);
+    }
+    api.backend().register_check(definition).await?;
     Ok(Reply::empty())
 }
 

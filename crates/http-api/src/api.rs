@@ -93,6 +93,10 @@ impl<R: Rt, B: Backend> Api<R, B> {
     pub fn local_datacenter(&self) -> &str {
         &self.shared.local_datacenter
     }
+    /// The datacenter a request is for; `None` is our own, whether named or not.
+    pub fn foreign<'a>(&self, named: Option<&'a str>) -> Option<&'a str> {
+        named.filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case(self.local_datacenter()))
+    }
     pub fn translation(&self) -> Translation<'_> {
         Translation {
             enabled: self.config().translate_wan_addrs,
@@ -126,7 +130,7 @@ impl<R: Rt, B: Backend> Api<R, B> {
             },
             max_stale: options.max_stale,
         };
-        let datacenter = params.datacenter();
+        let datacenter = self.foreign(params.datacenter());
         if !blocking {
             return self.backend().read(datacenter, request).await;
         }

@@ -155,7 +155,7 @@ fn list_failures(failures: &[String]) -> String {
     text
 }
 
-/// The agent behind the HTTP API. `datacenter: None` is the agent's own.
+/// The agent behind the HTTP API. `datacenter: None` is the agent's own, which is never named.
 pub trait Backend: Clone + Send + Sync + 'static {
     // Replicated state, wherever its servers are.
     fn read(

@@ -8,7 +8,7 @@ use crate::params::Params;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use quorate_rt::Rt;
 use quorate_store::Consistency;
@@ -23,6 +23,7 @@ pub const X_CONSUL_LAST_CONTACT: HeaderName = HeaderName::from_static("x-consul-
 pub const X_CONSUL_EFFECTIVE_CONSISTENCY: HeaderName = HeaderName::from_static("x-consul-effective-consistency");
 pub const X_CONSUL_CONTENT_HASH: HeaderName = HeaderName::from_static("x-consul-contenthash");
 pub const X_CONSUL_REASON: HeaderName = HeaderName::from_static("x-consul-reason");
+pub const X_CONSUL_TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
 pub const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 pub const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 pub const BARE_TEXT: HeaderValue = HeaderValue::from_static("text/plain");
@@ -48,6 +49,22 @@ impl Call {
         } else {
             Ok(&self.rest)
         }
+    }
+
+    /// The ACL token the request was made with; empty: none.
+    pub fn token(&self) -> &str {
+        let header = |name: HeaderName| self.headers.get(name).and_then(|value| value.to_str().ok());
+        let given = [
+            Some(self.params.get("token")),
+            header(X_CONSUL_TOKEN),
+            header(AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer ")),
+        ];
+        given
+            .into_iter()
+            .flatten()
+            .map(str::trim)
+            .find(|token| !token.is_empty())
+            .unwrap_or("")
     }
 
     /// The whole body, at most `len_bytes_max`, which is the setting named.
@@ -203,5 +220,32 @@ impl<F: Into<Fault>> From<F> for Failure {
             fault: fault.into(),
             described: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_taken_from_parameter_header_and_bearer_in_this_order() {
+        let token = |query: &str, headers: &[(HeaderName, &'static str)]| {
+            let headers = headers
+                .iter()
+                .map(|(name, value)| (name.clone(), HeaderValue::from_static(value)));
+            let call = Call {
+                rest: String::new(),
+                params: Params::parse(query),
+                headers: headers.collect(),
+                pretty: false,
+                body: Mutex::default(),
+            };
+            call.token().to_owned()
+        };
+        let (own, bearer) = ((X_CONSUL_TOKEN, "own"), (AUTHORIZATION, "Bearer bearer"));
+        assert_eq!(token("token=query", &[own.clone(), bearer.clone()]), "query");
+        assert_eq!(token("token=", &[own, bearer.clone()]), "own");
+        assert_eq!(token("", &[bearer]), "bearer");
+        assert_eq!(token("", &[(AUTHORIZATION, "Basic x")]), "");
     }
 }

@@ -63,7 +63,7 @@ pub async fn register<R: Rt, B: Backend>(api: Api<R, B>, mut call: Call) -> Resu
     let datacenter = Some(named.as_str())
         .filter(|name| !name.is_empty())
         .or(call.params.datacenter());
-    registration.datacenter = datacenter.unwrap_or(api.local_datacenter()).to_owned();
+    registration.datacenter = api.foreign(datacenter).unwrap_or(api.local_datacenter()).to_owned();
     write(&api, &call, datacenter, Command::Register(Box::new(registration))).await
 }
 
@@ -83,7 +83,7 @@ pub(crate) async fn write<R: Rt, B: Backend>(
     datacenter: Option<&str>,
     command: Command,
 ) -> Result<Reply, Failure> {
-    match api.backend().write(datacenter, command).await? {
+    match api.backend().write(api.foreign(datacenter), command).await? {
         Outcome::Done => Ok(call.json(&true)),
         Outcome::Decided(held) => Ok(call.json(&held)),
         Outcome::Refused(error) => Err(error.into()),

@@ -8,19 +8,19 @@ use crate::json::{EmptyObject, RaftConfigurationJson};
 use quorate_rt::Rt;
 
 pub async fn leader<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
-    let status = api.backend().status(call.params.datacenter()).await?;
+    let status = api.backend().status(api.foreign(call.params.datacenter())).await?;
     Ok(call.json(&status.leader.map(|address| address.to_string()).unwrap_or_default()))
 }
 
 pub async fn peers<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
-    Ok(call.json(&api.backend().status(call.params.datacenter()).await?.peers))
+    Ok(call.json(&api.backend().status(api.foreign(call.params.datacenter())).await?.peers))
 }
 
 pub async fn raft_configuration<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
     let stale = call.params.has("stale");
     let configuration = api
         .backend()
-        .raft_configuration(call.params.datacenter(), stale)
+        .raft_configuration(api.foreign(call.params.datacenter()), stale)
         .await?;
     Ok(call.json(&RaftConfigurationJson(&configuration)))
 }
