@@ -9,6 +9,7 @@
     reason = "tasks drive real processes, files and time; nothing here runs in the simulator"
 )]
 
+mod bench;
 mod ci;
 mod command;
 mod fuzz;
@@ -26,6 +27,7 @@ cargo xtask TASK [--help]
   tidy    the layers of the workspace and the rules of its source
   sim     simulated scenarios, one process per seed
   fuzz    fuzz targets, each for a while
+  bench   figures beside the peers
 ";
 
 type Run = fn(&[&str]) -> anyhow::Result<()>;
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         "tidy" => (tidy::HELP, tidy::run),
         "sim" => (sim::HELP, sim::run),
         "fuzz" => (fuzz::HELP, fuzz::run),
+        "bench" => (bench::HELP, bench::run),
         "help" | "-h" | "-help" | "--help" => {
             print!("{HELP}");
             return ExitCode::SUCCESS;
