@@ -807,10 +807,10 @@ fn a_service_file_registers_the_same_service_as_the_agents_configuration() {
 fn validate_tells_what_is_wrong_with_which_file() {
     let folder = Folder::new();
     let path = |name: &str, text: &str| folder.write(name, text).display().to_string();
-    let good = path("good.json", r#"{"data_dir": "/tmp/x"}"#);
+    let good = path("good.json", r#"{"data_dir": "data", "bind_addr": "127.0.0.1"}"#);
     cli("", &["validate", &good]).check(0, "Configuration is valid!\n", "");
     cli("", &["validate", "-quiet", &good]).check(0, "", "");
-    let empty = path("empty.json", "{}");
+    let empty = path("empty.json", r#"{"bind_addr": "127.0.0.1"}"#);
     cli("", &["validate", &empty]).check(1, "", "Config validation failed: data_dir cannot be empty\n");
     let nope = folder.0.join("nope.json").display().to_string();
     let text =

@@ -7,12 +7,10 @@ use std::process::Command;
 
 /// The repository's root, whatever the current directory is.
 pub fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let root = here
-        .ancestors()
-        .nth(2)
-        .expect("bins/xtask lies two folders below the root");
-    root.to_owned()
+    // Cargo tells whom it runs where the package is now; what was compiled in is where it was built.
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| OsString::from(env!("CARGO_MANIFEST_DIR")));
+    let root = Path::new(&here).ancestors().nth(2);
+    root.expect("bins/xtask lies two folders below the root").to_owned()
 }
 
 /// Cargo as the one that built this task, in the root, with the project's own tools in `PATH`.

@@ -49,9 +49,13 @@ pub fn check() -> Result<()> {
     group.stop()
 }
 
-/// Commands that no line of the text consists of.
+/// Commands that no line of the text consists of, a prompt before and a comment after it aside.
 fn missing_commands(text: &str) -> Vec<&'static str> {
-    let has = |command: &str| text.lines().any(|line| line.trim().trim_start_matches("$ ") == command);
+    let lines = || {
+        text.lines()
+            .map(|line| line.split(" #").next().unwrap_or_default().trim())
+    };
+    let has = |command: &str| lines().any(|line| line.trim_start_matches("$ ") == command);
     COMMANDS.iter().copied().filter(|command| !has(command)).collect()
 }
 
@@ -144,6 +148,8 @@ mod tests {
     fn a_command_counts_only_as_a_whole_line() {
         let all = COMMANDS.join("\n");
         assert_eq!(missing_commands(&all), Vec::<&str>::new());
+        let commented = format!("{}    # one agent\n{}  # all tests\n", COMMANDS[0], COMMANDS[1]);
+        assert_eq!(missing_commands(&commented), Vec::<&str>::new());
         assert_eq!(
             missing_commands(&format!("```sh\n$ {}\n```\n", COMMANDS[0])),
             [COMMANDS[1]]
