@@ -67,7 +67,9 @@ fn summary_line(name: &str, took: Duration, is_passed: bool) -> String {
 }
 
 fn fmt() -> Result<()> {
-    run_command(cargo().args(["fmt", "--all", "--check"]))
+    run_command(cargo().args(["fmt", "--all", "--check"]))?;
+    // A workspace of its own, which the first command does not see.
+    run_command(cargo().args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))
 }
 
 fn clippy() -> Result<()> {

@@ -78,12 +78,9 @@ struct Group {
 
 impl Group {
     fn signal(&self, signal: &str) {
-        // A group that is gone already is what was wanted.
-        let group = format!("-{}", self.child.id());
-        let _ = Command::new("kill")
-            .args([signal, "--", &group])
-            .stderr(Stdio::null())
-            .status();
+        // A shell has `kill` built in where no such program is installed. A group that is gone is what was wanted.
+        let line = format!("kill -{signal} -{}", self.child.id());
+        let _ = Command::new("sh").args(["-c", &line]).stderr(Stdio::null()).status();
     }
     fn wait_for_leader(&mut self, at: SocketAddr) -> Result<()> {
         let started_at = Instant::now();
@@ -102,7 +99,7 @@ impl Group {
         )
     }
     fn stop(&mut self) -> Result<()> {
-        self.signal("-INT");
+        self.signal("INT");
         let stopping_at = Instant::now();
         while stopping_at.elapsed() < STOP_TIMEOUT {
             if self.child.try_wait().context("ask after the agent")?.is_some() {
@@ -116,7 +113,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        self.signal("-KILL");
+        self.signal("KILL");
         // Reaps it; killed processes end.
         let _ = self.child.wait();
     }
