@@ -164,7 +164,7 @@ mod tests {
         check("kv import bad", "Cannot unmarshal data: ");
         check(
             "members -status=(",
-            "Failed to compile status regexp: error parsing regexp: ",
+            "Failed to compile status regexp: error parsing regexp: missing closing ): `(`\n",
         );
         check("members -bogus", "flag provided but not defined: -bogus\n");
         check("join", "At least one address to join must be specified.\n\n");

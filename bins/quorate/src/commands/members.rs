@@ -33,12 +33,8 @@ pub async fn members(context: &Context) -> Result<Report, Report> {
     } else {
         ".*"
     };
-    let status = regex::Regex::new(status).map_err(|error| {
-        // Its last line is the reason; those before draw the pattern.
-        let text = error.to_string();
-        let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
-        format!("Failed to compile status regexp: error parsing regexp: {reason}: `{status}`")
-    })?;
+    let status = regex::Regex::new(status)
+        .map_err(|error| format!("Failed to compile status regexp: {}", regexp_reason(&error, status)))?;
     let segment = if flags.is_given("segment") {
         flags.text("segment")
     } else {
@@ -63,6 +59,20 @@ pub async fn members(context: &Context) -> Result<Report, Report> {
     } else {
         standard(&members)
     }))
+}
+
+/// Go's words for the mistakes that people make; ours for the rest.
+fn regexp_reason(error: &regex::Error, pattern: &str) -> String {
+    // The text's last line is the reason; those before draw the pattern.
+    let text = error.to_string();
+    let reason = match text.lines().last().unwrap_or_default().trim_start_matches("error: ") {
+        "unclosed group" => "missing closing )",
+        "unopened group" => "unexpected )",
+        "unclosed character class" => "missing closing ]",
+        "repetition operator missing expression" => "missing argument to repetition operator",
+        other => other,
+    };
+    format!("error parsing regexp: {reason}: `{pattern}`")
 }
 
 fn standard(members: &[Member]) -> String {

@@ -403,8 +403,8 @@ impl Command {
 }
 
 /// A mistake in the arguments, with the command's help.
-fn misused(context_command: &str, mistake: &str) -> Report {
-    let command = COMMANDS.iter().find(|command| command.name == context_command);
+fn misused(name: &str, mistake: &str) -> Report {
+    let command = COMMANDS.iter().find(|command| command.name == name);
     let help = command.expect("a command names itself").help();
     Report {
         stderr: format!("{mistake}\n\n{help}"),
