@@ -18,7 +18,7 @@ use thiserror::Error;
 
 const NAME_PREFIX: &str = "snapshot-";
 const BUILDING_NAME: &str = "snapshot.building";
-pub(crate) const RECEIVING_NAME: &str = "snapshot.receiving";
+const RECEIVING_PREFIX: &str = "snapshot.receiving-";
 const META_HEADER_LEN_BYTES: usize = 8;
 const META_LEN_BYTES_MAX: usize = 1024 * 1024;
 /// Read, sent and decoded in pieces of this.
@@ -196,7 +196,7 @@ impl<R: RaftRt> Snapshots<R> {
             .await
             .map_err(io_err("list", &self.directory))?
         {
-            if entry.name == BUILDING_NAME || entry.name == RECEIVING_NAME {
+            if entry.name == BUILDING_NAME || entry.name.starts_with(RECEIVING_PREFIX) {
                 let path = self.directory.join(&entry.name);
                 self.disk.remove_file(&path).await.map_err(io_err("remove", &path))?;
             } else if entry.name.starts_with(NAME_PREFIX) {
@@ -247,9 +247,17 @@ impl<R: RaftRt> Snapshots<R> {
         })
     }
 
-    /// Begins to receive one from the leader. One at a time: a new one takes the place of an unfinished one.
-    pub async fn receive(&self) -> Result<Receiving<R>, SnapshotFileError> {
-        self.fresh_file(RECEIVING_NAME).await
+    /// Begins to receive one from the leader. The number is of this run, and used once.
+    pub async fn receive(&self, number: u64) -> Result<Receiving<R>, SnapshotFileError> {
+        self.fresh_file(&format!("{RECEIVING_PREFIX}{number}")).await
+    }
+
+    /// Removes a received file that was not put in place.
+    pub async fn discard(&self, path: &Path) -> Result<(), SnapshotFileError> {
+        match self.disk.remove_file(path).await {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => Err(io_err("remove", path)(err)),
+            _ => Ok(()),
+        }
     }
 
     /// Writes a snapshot of this state.
@@ -301,7 +309,7 @@ impl<R: RaftRt> Snapshots<R> {
 /// A snapshot file that grows.
 pub struct Receiving<R: RaftRt> {
     file: Arc<AnyFile<<R::Disk as Disk>::File>>,
-    path: PathBuf,
+    pub path: PathBuf,
     pub len_bytes: u64,
 }
 

@@ -141,6 +141,48 @@ pub enum ControlReply {
     Refused(String),
 }
 
+/// What a server knows of itself and its cluster, besides the log. One small file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub node_id: NodeId,
+    /// Random, made with the log.
+    pub disk_id: Uuid,
+    /// The cluster it is part of, or is about to be added to.
+    pub cluster_id: Option<Uuid>,
+    pub pledge: Option<Pledge>,
+}
+
+impl Identity {
+    /// Behind a version and a checksum.
+    pub fn to_file(&self) -> Bytes {
+        let body = codec::encode(self);
+        let mut bytes = BytesMut::with_capacity(5 + body.len());
+        bytes.put_u8(VERSION);
+        bytes.put_u32_le(crc32c::crc32c(&body));
+        bytes.put_slice(&body);
+        bytes.freeze()
+    }
+    pub fn from_file(bytes: &[u8]) -> Result<Self, Malformed> {
+        let too_short = Malformed::TooShort { len_bytes: bytes.len() };
+        let Some((&version, rest)) = bytes.split_first() else {
+            return Err(too_short);
+        };
+        if version > VERSION {
+            return Err(Malformed::Version {
+                version,
+                version_max: VERSION,
+            });
+        }
+        let Some((crc, body)) = rest.split_first_chunk::<4>() else {
+            return Err(too_short);
+        };
+        if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
+            return Err(Malformed::Checksum);
+        }
+        codec::decode(body, SMALL_LEN_BYTES_MAX)
+    }
+}
+
 const RAFT_APPEND: u8 = 1;
 const RAFT_VOTE: u8 = 2;
 const RAFT_PRE_VOTE: u8 = 3;
@@ -388,6 +430,23 @@ mod tests {
             yielded: BTreeSet::new(),
         };
         assert_eq!(Control::decode(&message.encode()), Ok(message));
+    }
+
+    #[test]
+    fn an_identity_survives_its_file_and_a_flipped_byte_is_noticed() {
+        let identity = Identity {
+            node_id: vote().node,
+            disk_id: Uuid::from_bytes([4; 16]),
+            cluster_id: Some(Uuid::from_bytes([5; 16])),
+            pledge: None,
+        };
+        let file = identity.to_file();
+        assert_eq!(Identity::from_file(&file), Ok(identity));
+        for at in 0..file.len() {
+            let mut file = file.to_vec();
+            file[at] ^= 0x40;
+            assert!(Identity::from_file(&file).is_err(), "byte {at}");
+        }
     }
 
     proptest! {

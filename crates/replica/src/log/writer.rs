@@ -186,7 +186,7 @@ impl<D: Disk> Writer<D> {
 
     /// Writes and syncs all that is pending as one batch, and the commit point with it. An error is final.
     pub async fn flush(&mut self) -> Result<(), LogError> {
-        let (pending, begin, commit, first_needed) = {
+        let ((records, entries, completions), begin, commit, first_needed) = {
             let mut state = self.shared.locked();
             state.usable_or_closed()?;
             let commit = std::mem::take(&mut state.commit_is_dirty).then_some(state.committed);
@@ -196,18 +196,23 @@ impl<D: Disk> Writer<D> {
                 .front()
                 .and_then(|slot| slot.location.as_ref())
                 .map(|location| location.segment.generation);
-            (std::mem::take(&mut state.pending), state.begin(), commit, first_needed)
+            let Pending {
+                records,
+                entries,
+                completions,
+            } = std::mem::take(&mut state.pending);
+            ((records, entries, completions), state.begin(), commit, first_needed)
         };
         self.shared.room.notify_waiters();
-        if pending.records.is_empty() && commit.is_none() {
-            for done in pending.completions {
+        if records.is_empty() && commit.is_none() {
+            for done in completions {
                 done(Ok(()));
             }
             return Ok(());
         }
-        match self.write(&pending, &begin, commit).await {
+        match self.write(&records, &entries, &begin, commit).await {
             Ok(()) => {
-                for done in pending.completions {
+                for done in completions {
                     done(Ok(()));
                 }
                 let active = self.segments.back().expect("a log has a segment").generation;
@@ -217,7 +222,7 @@ impl<D: Disk> Writer<D> {
             Err(err) => {
                 // First for all to see, so that whoever is told finds the log failed.
                 let err = self.fail(err);
-                for done in pending.completions {
+                for done in completions {
                     done(Err(err.clone()));
                 }
                 Err(err)
@@ -227,13 +232,14 @@ impl<D: Disk> Writer<D> {
 
     async fn write(
         &mut self,
-        pending: &Pending,
+        records: &[u8],
+        entries: &[(Position, usize, usize)],
         begin: &Begin,
         commit: Option<Option<Position>>,
     ) -> Result<(), LogError> {
         let key = self.shared.key;
         let fill = |batch: &mut BatchWriter| {
-            let base = batch.push_encoded(&pending.records);
+            let base = batch.push_encoded(records);
             if let Some(committed) = commit {
                 batch.push(&key, &Record::Commit(committed));
             }
@@ -266,7 +272,7 @@ impl<D: Disk> Writer<D> {
 
         let segment = Arc::clone(self.segments.back().expect("a log has a segment"));
         let mut state = self.shared.locked();
-        for (position, offset, len_bytes) in &pending.entries {
+        for (position, offset, len_bytes) in entries {
             // It may have been cut off, and even replaced, while it was being written.
             if let Some(slot) = state.slot_at(position.index)
                 && slot.term == position.term

@@ -217,7 +217,8 @@ async fn serve_one<R: Rt>(
     };
     let writes = write_frames(&mut write_half, &mut frames, &activity);
     let watch = watch_over(&rt, &activity, || !locked().is_empty());
-    let work = select(pin!(reads), select(pin!(writes), pin!(removals)));
+    let (reads, writes, removals) = (pin!(reads), pin!(writes), pin!(removals));
+    let work = select(reads, select(writes, removals));
     match select(work, pin!(watch)).await {
         Either::Left((Either::Left((read, _)), _)) => read,
         Either::Left((Either::Right((Either::Left((result, _)) | Either::Right((result, _)), _)), _)) => result,
