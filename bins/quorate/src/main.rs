@@ -7,6 +7,7 @@
 mod api;
 mod commands;
 mod flags;
+mod logging;
 mod report;
 mod table;
 

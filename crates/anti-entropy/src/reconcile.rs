@@ -31,6 +31,19 @@ fn alive(member: &Member, datacenter: &str, catalog: Option<Catalog<'_>>) -> Vec
         changes.push(deregister(&catalog.node.name, catalog.node.id));
     }
     let service = consul_service(member);
+    if let Some(catalog) = catalog
+        && !replaced
+        && service.is_none()
+        && catalog.services.iter().any(|service| service.id == CONSUL_SERVICE_ID)
+    {
+        // It came back as a client.
+        changes.push(Change::Deregister(Deregistration {
+            node: catalog.node.name.clone(),
+            service_id: CONSUL_SERVICE_ID.to_owned(),
+            only_node_id: Some(member.id.0),
+            ..Deregistration::default()
+        }));
+    }
     let up_to_date = catalog.is_some_and(|catalog| {
         let health_is = |check: &Check| {
             check.check_id == SERF_HEALTH_ID && check.status == CheckStatus::Passing && check.output == ALIVE_OUTPUT
@@ -218,6 +231,20 @@ mod tests {
         assert!(reaped(catalog, id(1)).is_none());
         let external = Catalog { checks: &[], ..catalog };
         assert!(reaped(external, id(9)).is_none());
+    }
+
+    #[test]
+    fn a_server_that_comes_back_as_a_client_loses_the_servers_service() {
+        let (node, services, checks) = view(&member(&server(MemberStatus::Alive), "dc1", id(9), None));
+        let mut client = server(MemberStatus::Alive);
+        client.tags.insert("role".to_owned(), "node".to_owned());
+        let catalog = Catalog {
+            node: &node,
+            services: &services,
+            checks: &checks,
+        };
+        let changes = member(&client, "dc1", id(9), Some(catalog));
+        assert!(matches!(&changes[..], [Change::Deregister(gone)] if gone.service_id == CONSUL_SERVICE_ID));
     }
 
     #[test]

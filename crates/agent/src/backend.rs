@@ -1,0 +1,442 @@
+//! The agent behind its HTTP API.
+
+use crate::API_VERSION;
+use crate::config::HostPort;
+use crate::config::definition::{DefinitionError, prepare_check, prepare_service};
+use crate::local::EditError;
+use crate::node::{Agent, Inner};
+use quorate_gossip::Gossip;
+use quorate_http_api::{
+    AgentFacts, Backend, BackendError, LocalError, RaftConfiguration, RaftServer, ReadReply, ReadRequest, StatusReply,
+};
+use quorate_replica::RaftRt;
+use quorate_store::{Command, Outcome};
+use quorate_types::{
+    Check, CheckDefinition, CheckStatus, Member, MemberStatus, ModifyIndex, Service, ServiceDefinition,
+};
+use quorate_wire::rpc::{CallError, ReadRequest as RpcReadRequest};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+
+/// The agent as the HTTP API sees it. Weak: the agent owns the API's server, and must be able to end.
+pub struct AgentBackend<R: RaftRt> {
+    inner: Weak<Inner<R>>,
+    // Cheap handles, so that reads need no upgrade.
+    router: crate::router::Router<R>,
+    gossip: Gossip<R>,
+    local: crate::local::Local<R>,
+    datacenter: Arc<str>,
+}
+
+impl<R: RaftRt> Clone for AgentBackend<R> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Weak::clone(&self.inner),
+            router: self.router.clone(),
+            gossip: self.gossip.clone(),
+            local: self.local.clone(),
+            datacenter: Arc::clone(&self.datacenter),
+        }
+    }
+}
+
+impl<R: RaftRt> AgentBackend<R> {
+    pub fn new(agent: &Agent<R>) -> Self {
+        let inner = &agent.inner;
+        Self {
+            inner: Arc::downgrade(inner),
+            router: inner.router.clone(),
+            gossip: inner.gossip.clone(),
+            local: inner.local.clone(),
+            datacenter: Arc::clone(&inner.datacenter),
+        }
+    }
+
+    fn agent(&self) -> Result<Agent<R>, LocalError> {
+        let inner = self.inner.upgrade();
+        inner
+            .map(|inner| Agent { inner })
+            .ok_or_else(|| LocalError::Failed("the agent is stopping".to_owned()))
+    }
+
+    /// There is one datacenter as long as there is no WAN pool.
+    fn is_here(&self, datacenter: Option<&str>) -> Result<(), BackendError> {
+        match datacenter {
+            Some(datacenter) if !datacenter.eq_ignore_ascii_case(&self.datacenter) => Err(BackendError::NoPath),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<R: RaftRt> Backend for AgentBackend<R> {
+    async fn read(&self, datacenter: Option<&str>, request: ReadRequest) -> Result<ReadReply, BackendError> {
+        self.is_here(datacenter)?;
+        let request = RpcReadRequest {
+            query: request.query,
+            consistency: request.consistency,
+            min_index: request.min_index,
+            wait: request.wait,
+            max_stale: request.max_stale,
+            hops: 0,
+        };
+        let reply = self.router.read(request).await.map_err(backend_error)?;
+        Ok(ReadReply {
+            answer: reply.answer,
+            index: reply.index,
+            known_leader: reply.known_leader,
+            last_contact: reply.last_contact,
+            consistency: reply.consistency,
+        })
+    }
+
+    async fn write(&self, datacenter: Option<&str>, command: Command) -> Result<Outcome, BackendError> {
+        self.is_here(datacenter)?;
+        self.router.write(command).await.map_err(backend_error)
+    }
+
+    async fn status(&self, datacenter: Option<&str>) -> Result<StatusReply, BackendError> {
+        self.is_here(datacenter)?;
+        let reply = self.router.status().await.map_err(backend_error)?;
+        Ok(StatusReply {
+            leader: reply.leader,
+            peers: reply.peers,
+        })
+    }
+
+    async fn raft_configuration(
+        &self,
+        datacenter: Option<&str>,
+        stale: bool,
+    ) -> Result<RaftConfiguration, BackendError> {
+        self.is_here(datacenter)?;
+        let reply = self.router.raft_configuration(stale).await.map_err(backend_error)?;
+        let server = |server: quorate_wire::rpc::RaftServer| RaftServer {
+            id: server.id,
+            node: server.name.unwrap_or_else(|| "(unknown)".to_owned()),
+            address: server.address.map(|address| address.to_string()).unwrap_or_default(),
+            leader: server.is_leader,
+            voter: server.is_voter,
+        };
+        Ok(RaftConfiguration {
+            servers: reply.servers.into_iter().map(server).collect(),
+            index: ModifyIndex(reply.index.0),
+        })
+    }
+
+    async fn datacenters(&self) -> Result<Vec<String>, BackendError> {
+        Ok(vec![self.datacenter.to_string()])
+    }
+
+    fn node_name(&self) -> String {
+        self.gossip.local_member().name
+    }
+    fn datacenter(&self) -> String {
+        self.datacenter.to_string()
+    }
+
+    fn facts(&self) -> AgentFacts {
+        let member = self.gossip.local_member();
+        let node = self.local.node();
+        let (stats, debug_config) = match self.inner.upgrade() {
+            Some(inner) => (stats(&inner), debug_config(&Agent { inner })),
+            None => (BTreeMap::new(), serde_json::Value::Null),
+        };
+        AgentFacts {
+            node_name: node.name,
+            node_id: node.id,
+            datacenter: node.datacenter,
+            server: member.is_server(),
+            version: API_VERSION.to_owned(),
+            member,
+            meta: node.meta,
+            stats,
+            debug_config,
+        }
+    }
+
+    fn members(&self, wan: bool) -> Option<Vec<Member>> {
+        let is_server = self.router.replica().is_some();
+        match wan {
+            false => Some(self.gossip.members().to_vec()),
+            // The WAN pool of one datacenter is its servers.
+            true if is_server => {
+                let mut servers: Vec<Member> = self
+                    .gossip
+                    .members()
+                    .iter()
+                    .filter(|member| member.is_server())
+                    .cloned()
+                    .collect();
+                for server in &mut servers {
+                    server.name = format!("{}.{}", server.name, self.datacenter);
+                }
+                Some(servers)
+            }
+            true => None,
+        }
+    }
+
+    async fn join(&self, address: &str, _wan: bool) -> Result<(), LocalError> {
+        let agent = self.agent()?;
+        let target = HostPort::parse(address, agent.config().ports.serf_lan)
+            .map_err(|err| LocalError::Join(vec![format!("Failed to join {address}: {err}")]))?;
+        let addresses = agent.inner.rt.resolve(&target.host, target.port).await.map_err(|err| {
+            LocalError::Join(vec![format!(
+                "Failed to resolve {address}: lookup {}: {err}",
+                target.host
+            )])
+        })?;
+        if addresses.contains(&self.gossip.local_member().address) {
+            return Ok(());
+        }
+        match self.gossip.join(&addresses).await {
+            Ok(_) => Ok(()),
+            Err(err) => Err(LocalError::Join(
+                err.failures
+                    .iter()
+                    .map(|(address, reason)| format!("Failed to join {}: {reason}", address.ip()))
+                    .collect(),
+            )),
+        }
+    }
+
+    async fn leave(&self) -> Result<(), LocalError> {
+        let agent = self.agent()?;
+        agent.leave().await;
+        agent.end(crate::node::Ending::Left);
+        Ok(())
+    }
+
+    async fn force_leave(&self, name: &str, prune: bool, _wan: bool) -> Result<(), LocalError> {
+        self.gossip
+            .force_leave(name, prune)
+            .await
+            .map_err(|_| LocalError::UnknownMember(name.to_owned()))
+    }
+
+    async fn reload(&self) -> Result<(), LocalError> {
+        self.agent()?
+            .reload()
+            .await
+            .map_err(|err| LocalError::Failed(err.to_string()))
+    }
+
+    fn services(&self) -> Vec<Arc<Service>> {
+        self.local.services()
+    }
+    fn checks(&self) -> Vec<Arc<Check>> {
+        self.local.checks()
+    }
+    fn services_version(&self) -> u64 {
+        self.local.services_version()
+    }
+    async fn services_changed(&self, seen: u64) {
+        self.local.services_changed(seen).await;
+    }
+
+    async fn register_service(
+        &self,
+        definition: ServiceDefinition,
+        replace_existing_checks: bool,
+    ) -> Result<(), LocalError> {
+        let definition = prepare_service(definition).map_err(definition_error)?;
+        self.local
+            .register_service(definition, replace_existing_checks)
+            .await
+            .map_err(local_error)
+    }
+    async fn deregister_service(&self, service_id: &str) -> Result<(), LocalError> {
+        self.local.deregister_service(service_id).await.map_err(local_error)
+    }
+    async fn register_check(&self, definition: CheckDefinition) -> Result<(), LocalError> {
+        let definition = prepare_check(definition).map_err(definition_error)?;
+        self.local.register_check(definition).await.map_err(local_error)
+    }
+    async fn deregister_check(&self, check_id: &str) -> Result<(), LocalError> {
+        self.local.deregister_check(check_id).await.map_err(local_error)
+    }
+    async fn update_check(&self, check_id: &str, status: CheckStatus, output: String) -> Result<(), LocalError> {
+        self.local
+            .update_ttl(check_id, status, output)
+            .await
+            .map_err(local_error)
+    }
+    async fn set_service_maintenance(&self, service_id: &str, reason: Option<String>) -> Result<(), LocalError> {
+        self.local
+            .set_service_maintenance(service_id, reason)
+            .await
+            .map_err(local_error)
+    }
+    async fn set_node_maintenance(&self, reason: Option<String>) -> Result<(), LocalError> {
+        self.local.set_node_maintenance(reason).await.map_err(local_error)
+    }
+}
+
+fn backend_error(err: CallError) -> BackendError {
+    match err {
+        CallError::NoLeader => BackendError::NoLeader,
+        CallError::NoServers => BackendError::NoServers,
+        CallError::NoPath => BackendError::NoPath,
+        CallError::Unknown(reason) => BackendError::Unknown(reason),
+        CallError::Failed(reason) => BackendError::Failed(reason),
+    }
+}
+
+fn definition_error(err: DefinitionError) -> LocalError {
+    match err {
+        DefinitionError::ScriptsDisabledRemotely => LocalError::ScriptsDisabled,
+        err => LocalError::Invalid(err.to_string()),
+    }
+}
+
+fn local_error(err: EditError) -> LocalError {
+    match err {
+        EditError::UnknownService(id) => LocalError::UnknownService(id),
+        EditError::UnknownCheck(id) => LocalError::UnknownCheck(id),
+        EditError::NotTtl(id) => LocalError::NotTtl(id),
+        EditError::NoServiceForCheck(id) => LocalError::NoServiceForCheck(id),
+        EditError::Definition(err) => definition_error(err),
+        EditError::DataDir(err) => LocalError::Failed(err.to_string()),
+    }
+}
+
+type Stats = BTreeMap<String, BTreeMap<String, String>>;
+
+fn group(pairs: impl IntoIterator<Item = (&'static str, String)>) -> BTreeMap<String, String> {
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// `Stats` of `/v1/agent/self`, which `info` prints (http-api.md 5.1).
+fn stats<R: RaftRt>(inner: &Inner<R>) -> Stats {
+    let (monitors, ttls) = inner.local.check_counts();
+    let mut stats = Stats::from([
+        (
+            "agent".to_owned(),
+            group([
+                ("check_monitors", monitors.to_string()),
+                ("check_ttls", ttls.to_string()),
+                ("checks", inner.local.checks().len().to_string()),
+                ("services", inner.local.services().len().to_string()),
+            ]),
+        ),
+        (
+            "build".to_owned(),
+            group([
+                ("prerelease", String::new()),
+                ("revision", String::new()),
+                ("version", API_VERSION.to_owned()),
+            ]),
+        ),
+        (
+            "runtime".to_owned(),
+            group([
+                ("arch", std::env::consts::ARCH.to_owned()),
+                ("os", std::env::consts::OS.to_owned()),
+            ]),
+        ),
+        ("serf_lan".to_owned(), inner.gossip.stats()),
+    ]);
+    let members = inner.gossip.members();
+    let alive_servers = members
+        .iter()
+        .filter(|member| member.is_server() && member.status == MemberStatus::Alive)
+        .count();
+    let Some(replica) = inner.router.replica() else {
+        let consul = group([
+            ("acl", "disabled".to_owned()),
+            ("known_servers", alive_servers.to_string()),
+            ("server", "false".to_owned()),
+        ]);
+        stats.insert("consul".to_owned(), consul);
+        return stats;
+    };
+    let status = replica.status();
+    let address = |id| {
+        members
+            .iter()
+            .find(|member| member.id == id)
+            .and_then(Member::rpc_address)
+    };
+    stats.insert(
+        "consul".to_owned(),
+        group([
+            ("acl", "disabled".to_owned()),
+            ("bootstrap", inner.is_bootstrap().to_string()),
+            ("known_datacenters", "1".to_owned()),
+            ("leader", status.is_leader.to_string()),
+            (
+                "leader_addr",
+                status
+                    .leader
+                    .and_then(address)
+                    .map(|address| address.to_string())
+                    .unwrap_or_default(),
+            ),
+            ("server", "true".to_owned()),
+        ]),
+    );
+    let state = match (status.is_leader, status.leader) {
+        (true, _) => "Leader",
+        (false, Some(_)) => "Follower",
+        (false, None) => "Candidate",
+    };
+    stats.insert(
+        "raft".to_owned(),
+        group([
+            ("applied_index", status.last_applied.to_string()),
+            ("commit_index", status.commit_index.to_string()),
+            (
+                "fsm_pending",
+                status.commit_index.0.saturating_sub(status.last_applied.0).to_string(),
+            ),
+            (
+                "last_contact",
+                status
+                    .last_contact
+                    .map_or_else(|| "never".to_owned(), |contact| format!("{contact:?}")),
+            ),
+            ("last_log_index", status.last_log_index.to_string()),
+            ("last_log_term", status.term.to_string()),
+            ("last_snapshot_index", status.last_snapshot_index.to_string()),
+            ("num_peers", status.voters.len().saturating_sub(1).to_string()),
+            ("protocol_version", "3".to_owned()),
+            ("state", state.to_owned()),
+            ("term", status.term.to_string()),
+        ]),
+    );
+    stats
+}
+
+/// The configuration in effect. Free of form; nothing in it is secret as long as there are no tokens or keys.
+fn debug_config<R: RaftRt>(agent: &Agent<R>) -> serde_json::Value {
+    let config = agent.config();
+    serde_json::json!({
+        "AdvertiseAddrLAN": config.advertise_addr.to_string(),
+        "AdvertiseAddrWAN": config.advertise_addr_wan.to_string(),
+        "BindAddr": config.bind_addr.to_string(),
+        "Bootstrap": config.bootstrap,
+        "BootstrapExpect": config.bootstrap_expect,
+        "CheckUpdateInterval": crate::config::duration::format(config.check_update_interval),
+        "ClientAddrs": config.client_addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "DNSAddrs": config.dns_addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "DNSDomain": config.dns.domain,
+        "DNSOnlyPassing": config.dns.only_passing,
+        "DataDir": config.data_dir.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+        "Datacenter": config.datacenter,
+        "DevMode": config.dev_mode,
+        "EnableLocalScriptChecks": config.scripts.from_files,
+        "EnableRemoteScriptChecks": config.scripts.from_remote,
+        "HTTPAddrs": config.http_addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "LeaveOnTerm": config.leave_on_terminate,
+        "Logging": { "LogLevel": config.logging.level.as_str().to_uppercase() },
+        "NodeID": agent.node_id().to_string(),
+        "NodeMeta": config.node_meta,
+        "NodeName": config.node_name,
+        "PrimaryDatacenter": config.primary_datacenter,
+        "SerfPortLAN": config.ports.serf_lan,
+        "ServerMode": config.server,
+        "ServerPort": config.ports.server,
+        "SkipLeaveOnInt": config.skip_leave_on_interrupt,
+        "Version": API_VERSION,
+    })
+}

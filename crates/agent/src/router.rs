@@ -1,0 +1,511 @@
+//! Where a request goes: answered here, forwarded to the leader, or, on a client agent, to a server.
+//!
+//! Promises: a default or consistent read is answered from a state that holds every write acknowledged before it; a stale
+//! read is answered by whoever is asked and says how old it may be; a request without a leader is held for
+//! `limits::RPC_HOLD_TIMEOUT`; a write that may have happened is never tried again and never called failed. A blocking
+//! read is woken by changes of what it watches, and answers when its own index moved.
+//! Not here: how servers agree (`replica`), what clients see (`http-api`, `dns-answer`).
+
+use quorate_gossip::Gossip;
+use quorate_replica::{CallFailure, RaftRt, ReadError, Replica, RpcClient, WriteError};
+use quorate_rt::Rng;
+use quorate_store::{Answer, Command, Consistency, Outcome, Query};
+use quorate_types::limits::RPC_HOLD_TIMEOUT;
+use quorate_types::{Instant, Member, MemberStatus, ModifyIndex, NodeId};
+use quorate_wire::rpc::{
+    CallError, RaftConfigurationReply, RaftServer, ReadReply, ReadRequest, Request, Response, StatusReply, WriteRequest,
+};
+use rand_core::Rng as _;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Forwarding ends here: client to follower to leader is two, one more for a leader that just changed.
+const HOPS_MAX: u8 = 4;
+/// A stale read is answered from memory. A server that takes longer is asked no more, and another one is.
+const STALE_CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// What an answer may need beyond the wait it was asked to keep.
+const CALL_SLACK: Duration = Duration::from_secs(3);
+/// Between two looks for a leader, when nothing says that there is one.
+const LEADER_RETRY_DELAY: Duration = Duration::from_millis(50);
+
+/// Who this agent is to the replicated state.
+#[derive(Clone)]
+pub enum Role<R: RaftRt> {
+    Server(Replica<R>),
+    Client(Arc<ClientRole<R>>),
+}
+
+/// A client agent's way to the servers: one chosen at random, kept until it fails.
+pub struct ClientRole<R: RaftRt> {
+    rpc: RpcClient<R>,
+    gossip: Gossip<R>,
+    chosen: Mutex<Chosen>,
+}
+
+struct Chosen {
+    server: Option<NodeId>,
+    rng: Rng,
+}
+
+/// Answers requests, here or elsewhere.
+#[derive(Clone)]
+pub struct Router<R: RaftRt> {
+    rt: R,
+    datacenter: Arc<str>,
+    role: Role<R>,
+    members: MembersView<R>,
+}
+
+/// The pool as the router needs it; absent until gossip has started.
+#[derive(Clone)]
+pub struct MembersView<R: RaftRt> {
+    gossip: Arc<std::sync::OnceLock<Gossip<R>>>,
+}
+
+impl<R: RaftRt> Default for MembersView<R> {
+    fn default() -> Self {
+        Self { gossip: Arc::default() }
+    }
+}
+
+impl<R: RaftRt> MembersView<R> {
+    pub fn set(&self, gossip: Gossip<R>) {
+        // Set once, at start.
+        let _ = self.gossip.set(gossip);
+    }
+    fn all(&self) -> Arc<Vec<Member>> {
+        self.gossip.get().map(Gossip::members).unwrap_or_default()
+    }
+}
+
+impl<R: RaftRt> ClientRole<R> {
+    pub fn new(rt: &R, rpc: RpcClient<R>, gossip: Gossip<R>) -> Self {
+        let chosen = Mutex::new(Chosen {
+            server: None,
+            rng: rt.rng("agent.server"),
+        });
+        Self { rpc, gossip, chosen }
+    }
+
+    /// The servers to try, the chosen one first.
+    fn candidates(&self, datacenter: &str) -> Vec<(NodeId, SocketAddr)> {
+        let members = self.gossip.members();
+        let mut servers: Vec<(NodeId, SocketAddr)> = members
+            .iter()
+            .filter(|member| is_alive_server(member, datacenter))
+            .filter_map(|member| Some((member.id, member.rpc_address()?)))
+            .collect();
+        let mut chosen = locked(&self.chosen);
+        // Fisher and Yates, so that clients spread over the servers.
+        for last in (1..servers.len()).rev() {
+            let other = (chosen.rng.next_u64() % (last as u64 + 1)) as usize;
+            servers.swap(last, other);
+        }
+        if let Some(kept) = chosen
+            .server
+            .and_then(|id| servers.iter().position(|server| server.0 == id))
+        {
+            servers.swap(0, kept);
+        }
+        chosen.server = servers.first().map(|server| server.0);
+        servers
+    }
+
+    fn chose(&self, server: NodeId) {
+        locked(&self.chosen).server = Some(server);
+    }
+}
+
+pub(crate) fn is_alive_server(member: &Member, datacenter: &str) -> bool {
+    member.status == MemberStatus::Alive
+        && member.is_server()
+        && member.tags.get("dc").is_some_and(|dc| dc == datacenter)
+}
+
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // No code that can panic runs under these locks; should one be poisoned, its data is still whole.
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl<R: RaftRt> Router<R> {
+    pub fn new(rt: R, datacenter: &str, role: Role<R>, members: MembersView<R>) -> Self {
+        Self {
+            rt,
+            datacenter: datacenter.into(),
+            role,
+            members,
+        }
+    }
+
+    pub fn replica(&self) -> Option<&Replica<R>> {
+        match &self.role {
+            Role::Server(replica) => Some(replica),
+            Role::Client(_) => None,
+        }
+    }
+
+    pub async fn read(&self, request: ReadRequest) -> Result<ReadReply, CallError> {
+        match &self.role {
+            Role::Server(replica) => self.read_here(replica, request).await,
+            Role::Client(client) => {
+                let timeout = self.read_timeout(&request);
+                match self.ask_a_server(client, Request::Read(request), timeout).await? {
+                    Response::Read(reply) => Ok(reply),
+                    Response::Failed(err) => Err(err),
+                    _ => Err(mismatched()),
+                }
+            }
+        }
+    }
+
+    pub async fn write(&self, command: Command) -> Result<Outcome, CallError> {
+        let request = WriteRequest { command, hops: 0 };
+        match &self.role {
+            Role::Server(replica) => self.write_here(replica, request).await,
+            Role::Client(client) => {
+                let timeout = RPC_HOLD_TIMEOUT + CALL_SLACK;
+                match self.ask_a_server(client, Request::Write(request), timeout).await? {
+                    Response::Write(outcome) => Ok(outcome),
+                    Response::Failed(err) => Err(err),
+                    _ => Err(mismatched()),
+                }
+            }
+        }
+    }
+
+    pub async fn status(&self) -> Result<StatusReply, CallError> {
+        match &self.role {
+            Role::Server(replica) => Ok(self.status_here(replica)),
+            Role::Client(client) => match self.ask_a_server(client, Request::Status, CALL_SLACK).await? {
+                Response::Status(reply) => Ok(reply),
+                Response::Failed(err) => Err(err),
+                _ => Err(mismatched()),
+            },
+        }
+    }
+
+    pub async fn raft_configuration(&self, stale: bool) -> Result<RaftConfigurationReply, CallError> {
+        match &self.role {
+            Role::Server(replica) => self.raft_configuration_here(replica, stale, 0).await,
+            Role::Client(client) => {
+                let request = Request::RaftConfiguration { stale, hops: 0 };
+                match self
+                    .ask_a_server(client, request, RPC_HOLD_TIMEOUT + CALL_SLACK)
+                    .await?
+                {
+                    Response::RaftConfiguration(reply) => Ok(reply),
+                    Response::Failed(err) => Err(err),
+                    _ => Err(mismatched()),
+                }
+            }
+        }
+    }
+
+    /// Answers what another agent asked this server.
+    pub async fn serve(&self, request: Request) -> Response {
+        let Role::Server(replica) = &self.role else {
+            return Response::Failed(CallError::Failed("this agent is no server".to_owned()));
+        };
+        let response = match request {
+            Request::Read(request) => self.read_here(replica, request).await.map(Response::Read),
+            Request::Write(request) => self.write_here(replica, request).await.map(Response::Write),
+            Request::Status => Ok(Response::Status(self.status_here(replica))),
+            Request::RaftConfiguration { stale, hops } => self
+                .raft_configuration_here(replica, stale, hops)
+                .await
+                .map(Response::RaftConfiguration),
+        };
+        response.unwrap_or_else(Response::Failed)
+    }
+
+    fn read_timeout(&self, request: &ReadRequest) -> Duration {
+        let waits = if request.min_index == ModifyIndex::ZERO {
+            Duration::ZERO
+        } else {
+            request.wait
+        };
+        match request.consistency {
+            Consistency::Stale if request.max_stale.is_none() => waits + STALE_CALL_TIMEOUT,
+            _ => waits + RPC_HOLD_TIMEOUT + CALL_SLACK,
+        }
+    }
+
+    /// Asks the chosen server, and the others when it fails. A write goes on to the next one only while it certainly
+    /// reached none.
+    async fn ask_a_server(
+        &self,
+        client: &ClientRole<R>,
+        request: Request,
+        timeout: Duration,
+    ) -> Result<Response, CallError> {
+        let is_write = matches!(request, Request::Write(_));
+        let hold_until = self.rt.now() + RPC_HOLD_TIMEOUT;
+        let mut last_failure = None;
+        loop {
+            let candidates = client.candidates(&self.datacenter);
+            if candidates.is_empty() && last_failure.is_none() {
+                return Err(CallError::NoServers);
+            }
+            for (server, address) in candidates {
+                match client.rpc.call(address, &request, self.rt.now() + timeout).await {
+                    Ok(Response::Failed(CallError::NoLeader)) if !is_stale(&request) => {
+                        // It held the request as long as it may: the others know no more.
+                        client.chose(server);
+                        return Ok(Response::Failed(CallError::NoLeader));
+                    }
+                    Ok(response) => {
+                        client.chose(server);
+                        return Ok(response);
+                    }
+                    Err(CallFailure::Unknown(reason)) if is_write => return Err(CallError::Unknown(reason)),
+                    Err(failure) => {
+                        tracing::debug!(%server, %address, %failure, "server did not answer, trying another");
+                        last_failure = Some(failure);
+                    }
+                }
+            }
+            if self.rt.now() >= hold_until {
+                let reason = last_failure.map(|failure| failure.to_string()).unwrap_or_default();
+                return Err(CallError::Failed(format!("no server answered: {reason}")));
+            }
+            self.rt.sleep(LEADER_RETRY_DELAY * 2).await;
+        }
+    }
+
+    async fn read_here(&self, replica: &Replica<R>, mut request: ReadRequest) -> Result<ReadReply, CallError> {
+        if request.consistency == Consistency::Stale {
+            let contact = replica.status().last_contact.unwrap_or(self.rt.now() - Instant::ZERO);
+            let too_old = request.max_stale.is_some_and(|max| contact > max);
+            if !too_old {
+                return self.evaluate_here(replica, &request).await;
+            }
+            // Too old for the caller: the leader answers.
+            request.consistency = Consistency::Default;
+        }
+        let wait_until = self.rt.now() + request.wait;
+        let mut hold_until = self.rt.now() + RPC_HOLD_TIMEOUT;
+        loop {
+            let tried_at = self.rt.now();
+            let seen = replica.leadership_version();
+            let status = replica.status();
+            if status.is_leader {
+                match self.evaluate_here(replica, &request).await {
+                    Ok(reply) => return Ok(reply),
+                    Err(CallError::NoLeader) => {}
+                    Err(err) => return Err(err),
+                }
+            } else if let Some(leader) = status.leader
+                && request.hops < HOPS_MAX
+            {
+                let mut forwarded = request.clone();
+                forwarded.hops += 1;
+                forwarded.wait = wait_until - self.rt.now();
+                let timeout = self.read_timeout(&forwarded);
+                match replica
+                    .call_server(leader, &Request::Read(forwarded), self.rt.now() + timeout)
+                    .await
+                {
+                    Ok(Response::Read(reply)) => return Ok(reply),
+                    Ok(Response::Failed(CallError::NoLeader)) | Err(_) => {}
+                    Ok(Response::Failed(err)) => return Err(err),
+                    Ok(_) => return Err(mismatched()),
+                }
+            }
+            let now = self.rt.now();
+            if request.min_index > ModifyIndex::ZERO && now - tried_at > LEADER_RETRY_DELAY {
+                // A leader was lost after it had served the wait for a while: the hold begins there.
+                hold_until = now + RPC_HOLD_TIMEOUT;
+            }
+            if now >= hold_until {
+                return Err(CallError::NoLeader);
+            }
+            self.leadership_may_change(replica, seen).await;
+        }
+    }
+
+    async fn leadership_may_change(&self, replica: &Replica<R>, seen: u64) {
+        // The pause is what bounds a miss: an address learned by gossip changes no leadership.
+        let _ = self
+            .rt
+            .timeout(LEADER_RETRY_DELAY, replica.leadership_changed(seen))
+            .await;
+    }
+
+    /// Evaluates here, waiting when asked to. `NoLeader` when this server may not answer (any more).
+    async fn evaluate_here(&self, replica: &Replica<R>, request: &ReadRequest) -> Result<ReadReply, CallError> {
+        let blocking = request.min_index > ModifyIndex::ZERO;
+        let deadline = self.rt.now() + request.wait;
+        let mut was_absent = None;
+        loop {
+            replica
+                .read_barrier(request.consistency)
+                .await
+                .map_err(|err| match err {
+                    ReadError::NotLeader { .. } | ReadError::NoLeader => CallError::NoLeader,
+                    err => CallError::Failed(err.to_string()),
+                })?;
+            let store = replica.snapshot();
+            let evaluation = store.evaluate(&request.query);
+            let absent = matches!(evaluation.answer, Answer::Kv(None));
+            // A key that is not there has the whole table's index (http-api.md 2.2); once its waiter found the index it
+            // came with to be current, only the key's appearance is news (Consul 1.12).
+            let still_absent = absent && was_absent == Some(true);
+            let moved = evaluation.index > request.min_index && !still_absent;
+            let now = self.rt.now();
+            if !blocking || moved || now >= deadline {
+                let status = replica.status();
+                return Ok(ReadReply {
+                    answer: evaluation.answer,
+                    index: evaluation.index,
+                    known_leader: status.leader.is_some(),
+                    last_contact: status.last_contact.unwrap_or(self.rt.now() - Instant::ZERO),
+                    consistency: request.consistency,
+                });
+            }
+            was_absent = Some(absent);
+            let watch = replica
+                .watches()
+                .register(store.topics(&request.query))
+                .map_err(|err| CallError::Failed(err.to_string()))?;
+            if replica.snapshot().last_index() != store.last_index() {
+                // Something changed before the watch was there, and what to watch depends on what there is.
+                continue;
+            }
+            // A wake-up, a lost leadership and the end of the wait all lead to a fresh evaluation.
+            let _ = self.rt.timeout(deadline - now, watch.wait()).await;
+        }
+    }
+
+    async fn write_here(&self, replica: &Replica<R>, request: WriteRequest) -> Result<Outcome, CallError> {
+        let hold_until = self.rt.now() + RPC_HOLD_TIMEOUT;
+        loop {
+            let seen = replica.leadership_version();
+            let status = replica.status();
+            if status.is_leader {
+                match replica.write(&request.command).await {
+                    Ok((_, outcome)) => return Ok(outcome),
+                    Err(WriteError::NotLeader { .. } | WriteError::NoLeader) => {}
+                    Err(WriteError::Unknown(reason)) => return Err(CallError::Unknown(reason)),
+                    Err(err) => return Err(CallError::Failed(err.to_string())),
+                }
+            } else if let Some(leader) = status.leader
+                && request.hops < HOPS_MAX
+            {
+                let forwarded = WriteRequest {
+                    command: request.command.clone(),
+                    hops: request.hops + 1,
+                };
+                let timeout = RPC_HOLD_TIMEOUT + CALL_SLACK;
+                match replica
+                    .call_server(leader, &Request::Write(forwarded), self.rt.now() + timeout)
+                    .await
+                {
+                    Ok(Response::Write(outcome)) => return Ok(outcome),
+                    Ok(Response::Failed(CallError::NoLeader)) | Err(CallFailure::NotSent(_)) => {}
+                    Ok(Response::Failed(err)) => return Err(err),
+                    Err(CallFailure::Unknown(reason)) => return Err(CallError::Unknown(reason)),
+                    Ok(_) => return Err(mismatched()),
+                }
+            }
+            if self.rt.now() >= hold_until {
+                return Err(CallError::NoLeader);
+            }
+            self.leadership_may_change(replica, seen).await;
+        }
+    }
+
+    fn server_address(&self, server: NodeId) -> Option<SocketAddr> {
+        self.members
+            .all()
+            .iter()
+            .find(|member| member.id == server && member.is_server())?
+            .rpc_address()
+    }
+
+    fn status_here(&self, replica: &Replica<R>) -> StatusReply {
+        let status = replica.status();
+        let mut peers: Vec<SocketAddr> = status.voters.iter().filter_map(|id| self.server_address(*id)).collect();
+        peers.sort_unstable();
+        StatusReply {
+            leader: status.leader.and_then(|leader| self.server_address(leader)),
+            peers,
+        }
+    }
+
+    async fn raft_configuration_here(
+        &self,
+        replica: &Replica<R>,
+        stale: bool,
+        hops: u8,
+    ) -> Result<RaftConfigurationReply, CallError> {
+        let hold_until = self.rt.now() + RPC_HOLD_TIMEOUT;
+        loop {
+            let seen = replica.leadership_version();
+            let status = replica.status();
+            if stale || status.is_leader {
+                let members = self.members.all();
+                let server = |id: &NodeId, is_voter| {
+                    let member = members.iter().find(|member| member.id == *id);
+                    RaftServer {
+                        id: *id,
+                        name: member.map(|member| member.name.clone()),
+                        address: member.and_then(Member::rpc_address),
+                        is_leader: status.leader == Some(*id),
+                        is_voter,
+                    }
+                };
+                let voters = status.voters.iter().map(|id| server(id, true));
+                let learners = status.learners.iter().map(|id| server(id, false));
+                return Ok(RaftConfigurationReply {
+                    servers: voters.chain(learners).collect(),
+                    index: status.configuration_index,
+                });
+            }
+            if let Some(leader) = status.leader
+                && hops < HOPS_MAX
+            {
+                let request = Request::RaftConfiguration { stale, hops: hops + 1 };
+                match replica
+                    .call_server(leader, &request, self.rt.now() + RPC_HOLD_TIMEOUT + CALL_SLACK)
+                    .await
+                {
+                    Ok(Response::RaftConfiguration(reply)) => return Ok(reply),
+                    Ok(Response::Failed(CallError::NoLeader)) | Err(_) => {}
+                    Ok(Response::Failed(err)) => return Err(err),
+                    Ok(_) => return Err(mismatched()),
+                }
+            }
+            if self.rt.now() >= hold_until {
+                return Err(CallError::NoLeader);
+            }
+            self.leadership_may_change(replica, seen).await;
+        }
+    }
+
+    /// A read for DNS: stale unless told otherwise, never blocking.
+    pub fn dns_request(query: Query, consistency: Consistency, max_stale: Option<Duration>) -> ReadRequest {
+        ReadRequest {
+            query,
+            consistency,
+            min_index: ModifyIndex::ZERO,
+            wait: Duration::ZERO,
+            max_stale,
+            hops: 0,
+        }
+    }
+}
+
+fn is_stale(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Read(ReadRequest {
+            consistency: Consistency::Stale,
+            ..
+        })
+    )
+}
+
+fn mismatched() -> CallError {
+    CallError::Failed("the server answered another kind of request".to_owned())
+}
