@@ -153,7 +153,9 @@ impl<R: RaftRt> Replica<R> {
                         members.insert(node, Server { name, disk_id });
                         break;
                     }
-                    ControlReply::PledgedTo { proposer } if proposer > inner.node_id && !yielded.contains(&proposer) => {
+                    ControlReply::PledgedTo { proposer }
+                        if proposer > inner.node_id && !yielded.contains(&proposer) =>
+                    {
                         match self.ask(proposer, pledge, &yielded, in_sight).await? {
                             ControlReply::Pledged { .. } => yielded.insert(proposer),
                             reply => return Err(format!("server {proposer} does not yield: {reply:?}")),

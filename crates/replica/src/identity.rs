@@ -284,12 +284,18 @@ mod tests {
         let member = identity(2, Some(own.clone()));
         let lower = pledge(1, 1, &[1, 2, 3]);
         let yielded = BTreeSet::from([node(2)]);
-        assert_eq!(decide(&member, &lower, &yielded, true), Decision::Member(own.cluster_id));
+        assert_eq!(
+            decide(&member, &lower, &yielded, true),
+            Decision::Member(own.cluster_id)
+        );
         assert_eq!(decide(&member, &own, &none(), true), Decision::Keep);
         let adopted = Identity {
             cluster_id: Some(own.cluster_id),
             ..identity(5, None)
         };
-        assert_eq!(decide(&adopted, &lower, &none(), false), Decision::Member(own.cluster_id));
+        assert_eq!(
+            decide(&adopted, &lower, &none(), false),
+            Decision::Member(own.cluster_id)
+        );
     }
 }

@@ -91,7 +91,11 @@ impl<R: RaftRt> Machine<R> {
         Ok(machine)
     }
 
-    fn publish(&mut self, touched: &mut BTreeSet<Topic>, waiting: &mut Vec<(openraft::storage::ApplyResponder<Types<R>>, Reply)>) {
+    fn publish(
+        &mut self,
+        touched: &mut BTreeSet<Topic>,
+        waiting: &mut Vec<(openraft::storage::ApplyResponder<Types<R>>, Reply)>,
+    ) {
         self.published.store.store(Arc::new(self.store.clone()));
         self.published.watches.touch(touched.iter());
         touched.clear();

@@ -98,9 +98,15 @@ impl<R: RaftRt> Replica<R> {
             (Some(_), false) => return self.change(ChangeMembers::RemoveNodes(BTreeSet::from([node]))).await,
             (Some(_), true) => {}
         }
-        let rest: Vec<NodeId> = self.status().voters.into_iter().filter(|voter| *voter != node).collect();
-        let live_count = self.live(&rest);
-        if live_count < rest.len() / 2 + 1 {
+        let rest: Vec<NodeId> = self
+            .status()
+            .voters
+            .into_iter()
+            .filter(|voter| *voter != node)
+            .collect();
+        let quorum = rest.len() / 2 + 1;
+        let live_count = self.answering(&rest, quorum).await;
+        if live_count < quorum {
             return Err(MembershipError::QuorumLost {
                 node,
                 live_count,
@@ -143,7 +149,9 @@ impl<R: RaftRt> Replica<R> {
             loop {
                 {
                     let now = metrics.borrow_and_update();
-                    if now.state != ServerState::Leader && now.current_leader.is_some_and(|leader| leader != inner.node_id) {
+                    if now.state != ServerState::Leader
+                        && now.current_leader.is_some_and(|leader| leader != inner.node_id)
+                    {
                         return;
                     }
                 }
@@ -173,6 +181,32 @@ impl<R: RaftRt> Replica<R> {
         let membership = &metrics.membership_config;
         let is_voter = membership.voter_ids().any(|voter| voter == node);
         (membership.get_node(&node).cloned(), is_voter)
+    }
+
+    /// How many of these answer from now on; does not wait for more than `enough`.
+    async fn answering(&self, voters: &[NodeId], enough: usize) -> usize {
+        let inner = &self.inner;
+        let asked_at = <R::AsyncRuntime as openraft::AsyncRuntime>::Instant::now();
+        let mut metrics = inner.raft.data_metrics();
+        let mut count = 0;
+        let wait = async {
+            loop {
+                {
+                    let now = metrics.borrow_and_update();
+                    let acked_at = |voter: &NodeId| now.heartbeat.as_ref()?.get(voter).copied().flatten();
+                    let answers = |voter: &&NodeId| {
+                        **voter == inner.node_id || acked_at(voter).is_some_and(|acked| acked.into_inner() >= asked_at)
+                    };
+                    count = voters.iter().filter(answers).count();
+                }
+                if count >= enough || metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // Many heartbeats pass in two leases.
+        by(&inner.rt, inner.rt.now() + inner.timing.lease() * 2, wait).await;
+        count
     }
 
     /// How many of these answered lately.

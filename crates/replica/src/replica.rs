@@ -189,7 +189,9 @@ impl Timing {
     fn new(raft_multiplier: u32) -> Self {
         let multiplier = raft_multiplier.clamp(1, 10);
         Self {
-            heartbeat: Duration::from_millis(30).saturating_mul(multiplier).max(Duration::from_millis(50)),
+            heartbeat: Duration::from_millis(30)
+                .saturating_mul(multiplier)
+                .max(Duration::from_millis(50)),
             election_min: Duration::from_millis(100)
                 .saturating_mul(multiplier)
                 .max(Duration::from_millis(300)),
@@ -332,13 +334,14 @@ impl<R: RaftRt> Replica<R> {
         let snapshots = Snapshots::<R>::new(disk, &directory);
         let newest = snapshots.open().await?;
 
-        let listener = rt
-            .tcp_listen(config.bind)
-            .await
-            .map_err(|err| StartError::Listen { address: config.bind, err })?;
-        let local_addr = listener
-            .local_addr()
-            .map_err(|err| StartError::Listen { address: config.bind, err })?;
+        let listener = rt.tcp_listen(config.bind).await.map_err(|err| StartError::Listen {
+            address: config.bind,
+            err,
+        })?;
+        let local_addr = listener.local_addr().map_err(|err| StartError::Listen {
+            address: config.bind,
+            err,
+        })?;
 
         let timing = Timing::new(config.raft_multiplier);
         let membership = opened
@@ -353,7 +356,11 @@ impl<R: RaftRt> Replica<R> {
                 .all(|voters| *voters == BTreeSet::from([config.node_id]));
         let is_restart = !opened.log.is_pristine();
         let must_wait = is_restart && !is_only_voter;
-        let votes_from = if must_wait { rt.now() + timing.lease() } else { Instant::ZERO };
+        let votes_from = if must_wait {
+            rt.now() + timing.lease()
+        } else {
+            Instant::ZERO
+        };
 
         let published = Arc::new(Published::default());
         let machine = Machine::new(rt.clone(), snapshots.clone(), Arc::clone(&published), newest)
@@ -439,7 +446,10 @@ impl<R: RaftRt> Replica<R> {
         });
         let serve = server::serve(rt.clone(), listener, service, config.connections_per_client_max);
         let mut tasks = vec![rt.spawn("rpc-accept", serve)];
-        tasks.push(rt.spawn("raft-watch", watch_consensus(Arc::downgrade(&inner), raft.clone(), written)));
+        tasks.push(rt.spawn(
+            "raft-watch",
+            watch_consensus(Arc::downgrade(&inner), raft.clone(), written),
+        ));
         if must_wait {
             let (rt_of_it, raft) = (rt.clone(), raft.clone());
             tasks.push(rt.spawn("raft-stand", async move {
@@ -506,7 +516,10 @@ impl<R: RaftRt> Replica<R> {
     pub async fn write(&self, command: &Command) -> Result<(LogIndex, Outcome), WriteError> {
         let bytes = encode_command(command);
         if bytes.len() > RPC_FRAME_LEN_BYTES_MAX / 2 {
-            return Err(WriteError::Fatal(format!("a command of {} bytes is too large", bytes.len())));
+            return Err(WriteError::Fatal(format!(
+                "a command of {} bytes is too large",
+                bytes.len()
+            )));
         }
         let inner = &self.inner;
         let propose = inner.raft.client_write(CommandBytes(bytes.into()));
@@ -516,10 +529,12 @@ impl<R: RaftRt> Replica<R> {
                 let outcome = written.data.0.expect("a command has an outcome");
                 Ok((LogIndex(written.log_id.index), outcome))
             }
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => Err(match self.elsewhere(&forward) {
-                Some(leader) => WriteError::NotLeader { leader: Some(leader) },
-                None => WriteError::NoLeader,
-            }),
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
+                Err(match self.elsewhere(&forward) {
+                    Some(leader) => WriteError::NotLeader { leader: Some(leader) },
+                    None => WriteError::NoLeader,
+                })
+            }
             Ok(Err(RaftError::APIError(err))) => Err(WriteError::Unknown(err.to_string())),
             Ok(Err(RaftError::Fatal(err))) => Err(if inner.is_stopping.load(Ordering::Relaxed) {
                 // It may have been on its way to others.
@@ -795,9 +810,7 @@ async fn watch_consensus<R: RaftRt>(
             {
                 let why = match &running {
                     Err(err) => fatal_text::<R>(err, &written),
-                    Ok(()) => locked(&written)
-                        .clone()
-                        .unwrap_or_else(|| "consensus ended".to_owned()),
+                    Ok(()) => locked(&written).clone().unwrap_or_else(|| "consensus ended".to_owned()),
                 };
                 tracing::error!(%why, "this server can go on no longer");
                 *locked(&inner.fatal) = Some(why);

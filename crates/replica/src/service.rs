@@ -75,7 +75,9 @@ impl<R: RaftRt, H: RequestHandler> Service for Answers<R, H> {
         if kind != ConnectionKind::Request {
             match (self.keeper.cluster_id(), hello.cluster_id) {
                 (Some(ours), Some(theirs)) if ours == theirs => {}
-                (Some(ours), Some(theirs)) => return refused(format!("this server is of cluster {ours}, not {theirs}")),
+                (Some(ours), Some(theirs)) => {
+                    return refused(format!("this server is of cluster {ours}, not {theirs}"));
+                }
                 (None, _) => return refused("this server is of no cluster".to_owned()),
                 (_, None) => return refused("the caller is of no cluster".to_owned()),
             }
@@ -140,8 +142,7 @@ impl<R: RaftRt, H: RequestHandler> Answers<R, H> {
     async fn try_raft_call(&self, request: RaftRequest) -> Result<RaftReply, String> {
         Ok(match request {
             RaftRequest::Append(append) => {
-                let entries: Result<Vec<_>, String> =
-                    append.entries.into_iter().map(types::entry_from_wire).collect();
+                let entries: Result<Vec<_>, String> = append.entries.into_iter().map(types::entry_from_wire).collect();
                 let request = AppendEntriesRequest {
                     vote: types::vote_from_wire(append.vote),
                     prev_log_id: append.previous.map(types::log_id),
@@ -149,11 +150,7 @@ impl<R: RaftRt, H: RequestHandler> Answers<R, H> {
                     leader_commit: append.committed.map(types::log_id),
                 };
                 let began_at = self.rt.now();
-                let response = self
-                    .raft
-                    .append_entries(request)
-                    .await
-                    .map_err(|err| err.to_string())?;
+                let response = self.raft.append_entries(request).await.map_err(|err| err.to_string())?;
                 if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
                     self.contact.note(began_at);
                 }
@@ -253,7 +250,10 @@ impl<R: RaftRt, H: RequestHandler> Answers<R, H> {
                 let end = offset.saturating_add(content.len() as u64);
                 if offset != transfer.receiving.len_bytes || end > transfer.len_bytes {
                     self.abandon(&transfer).await;
-                    return Err(format!("a piece at {offset} where {} was due", transfer.receiving.len_bytes));
+                    return Err(format!(
+                        "a piece at {offset} where {} was due",
+                        transfer.receiving.len_bytes
+                    ));
                 }
                 transfer.receiving.push(content).await.map_err(|err| err.to_string())?;
                 Ok((BulkReply::Continue, Some(transfer)))

@@ -34,11 +34,7 @@ pub enum SnapshotFileError {
         err: io::Error,
     },
     #[error("the snapshot {path} is corrupt at offset {offset}: {what}")]
-    Corrupt {
-        path: PathBuf,
-        offset: u64,
-        what: String,
-    },
+    Corrupt { path: PathBuf, offset: u64, what: String },
     #[error("the snapshot {path} is of a format this version does not know")]
     Format {
         path: PathBuf,
@@ -167,9 +163,7 @@ impl<R: RaftRt> SnapshotFile<R> {
             }
         }
         decoder.finish().map_err(sound)?;
-        let store = builder
-            .finish()
-            .map_err(|err| self.corrupt(offset, err.to_string()))?;
+        let store = builder.finish().map_err(|err| self.corrupt(offset, err.to_string()))?;
         Ok((meta, store))
     }
 }

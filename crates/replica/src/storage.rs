@@ -2,8 +2,8 @@
 
 use crate::log::{Completion, Log, LogError};
 use crate::types::{self, Entry, LogId, RaftRt, Types, Vote};
-use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::OptionalSend;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use quorate_rt::AnyDisk;
 use std::fmt::Debug;
 use std::io;

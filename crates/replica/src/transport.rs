@@ -175,5 +175,5 @@ async fn watch_over<R: quorate_rt::Rt>(rt: &R, activity: &Activity, is_in_use: i
 /// How large a body may be once the handshake is over.
 const BODY_LEN_BYTES_MAX: usize = RPC_FRAME_LEN_BYTES_MAX;
 
-//#[cfg(test)]
-//mod tests;
+#[cfg(test)]
+mod tests;

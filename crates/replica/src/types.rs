@@ -138,10 +138,7 @@ pub fn vote_from_wire(vote: log::Vote) -> Vote {
 pub fn membership_to_wire(membership: &Membership) -> log::Membership {
     log::Membership {
         configs: membership.get_joint_config().clone(),
-        servers: membership
-            .nodes()
-            .map(|(id, server)| (*id, server.clone()))
-            .collect(),
+        servers: membership.nodes().map(|(id, server)| (*id, server.clone())).collect(),
     }
 }
 

@@ -99,9 +99,7 @@ impl Registry {
 
 /// Every prefix of a key, the empty one and itself included.
 fn prefixes(key: &str) -> impl Iterator<Item = &str> {
-    key.char_indices()
-        .map(|(at, _)| &key[..at])
-        .chain(std::iter::once(key))
+    key.char_indices().map(|(at, _)| &key[..at]).chain(std::iter::once(key))
 }
 
 /// The registry. Clones share it.

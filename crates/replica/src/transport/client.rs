@@ -1,7 +1,8 @@
 //! The connections we make: one per address and kind, shared by all calls.
 
 use super::*;
-use futures::future::{Either, select};
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Either, Shared, select};
 use quorate_rt::{Rt, task::AbortOnDrop};
 use quorate_types::{Instant, NodeId};
 use quorate_wire::frame::{ConnectionKind, HELLO_LEN_BYTES_MAX, Hello, HelloReply, preamble};
@@ -97,20 +98,28 @@ impl Connection {
             is_sent: false,
         };
         if self.outgoing.send(Frame { id, what, body }).await.is_err() {
-            return Err(CallFailure::NotSent(self.closed().unwrap_or_else(|| "closed".to_owned())));
+            return Err(CallFailure::NotSent(
+                self.closed().unwrap_or_else(|| "closed".to_owned()),
+            ));
         }
         call.is_sent = true;
         match answered.await {
             Ok(body) => Ok(body),
-            Err(_) => Err(CallFailure::Unknown(self.closed().unwrap_or_else(|| "closed".to_owned()))),
+            Err(_) => Err(CallFailure::Unknown(
+                self.closed().unwrap_or_else(|| "closed".to_owned()),
+            )),
         }
     }
 }
+
+/// A connection on its way. All who want it wait for the same attempt, which goes on whoever of them gives up.
+type Connecting = Shared<BoxFuture<'static, Result<Arc<Connection>, CallFailure>>>;
 
 /// What a slot knows of its peer.
 #[derive(Default)]
 struct Slot {
     connection: Option<Arc<Connection>>,
+    connecting: Option<Connecting>,
     retry_at: Instant,
     backoff: Duration,
     failure: String,
@@ -130,23 +139,22 @@ pub trait Greeter: Send + Sync + 'static {
     fn hello(&self, target: &Target) -> Hello;
 }
 
-struct Shared<R: Rt> {
+struct Inner<R: Rt> {
     rt: R,
     greeter: Box<dyn Greeter>,
-    /// A slot's lock is also the queue of those who wait for its connection.
-    slots: Mutex<BTreeMap<Target, Arc<tokio::sync::Mutex<Slot>>>>,
+    slots: Mutex<BTreeMap<Target, Slot>>,
     stopped: std::sync::atomic::AtomicBool,
 }
 
 /// The connections. Clones share them.
 pub struct Pool<R: Rt> {
-    shared: Arc<Shared<R>>,
+    inner: Arc<Inner<R>>,
 }
 
 impl<R: Rt> Clone for Pool<R> {
     fn clone(&self) -> Self {
         Self {
-            shared: Arc::clone(&self.shared),
+            inner: Arc::clone(&self.inner),
         }
     }
 }
@@ -154,7 +162,7 @@ impl<R: Rt> Clone for Pool<R> {
 impl<R: Rt> Pool<R> {
     pub fn new(rt: R, greeter: impl Greeter) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            inner: Arc::new(Inner {
                 rt,
                 greeter: Box::new(greeter),
                 slots: Mutex::new(BTreeMap::new()),
@@ -164,22 +172,22 @@ impl<R: Rt> Pool<R> {
     }
 
     /// Makes one call. Fails at the deadline at the latest.
-    pub async fn call(
-        &self,
-        target: Target,
-        what: What,
-        body: Bytes,
-        deadline: Instant,
-    ) -> Result<Bytes, CallFailure> {
-        let rt = &self.shared.rt;
+    pub async fn call(&self, target: Target, what: What, body: Bytes, deadline: Instant) -> Result<Bytes, CallFailure> {
+        let rt = &self.inner.rt;
         if body.len() > BODY_LEN_BYTES_MAX {
-            return Err(CallFailure::NotSent(format!("{} bytes are too many for a call", body.len())));
+            return Err(CallFailure::NotSent(format!(
+                "{} bytes are too many for a call",
+                body.len()
+            )));
         }
         let connect = self.connection(target);
         let connection = match select(pin!(connect), pin!(rt.sleep_until(deadline))).await {
             Either::Left((connection, _)) => connection?,
             Either::Right(_) => {
-                return Err(CallFailure::NotSent(format!("{} was not reached in time", target.address)));
+                return Err(CallFailure::NotSent(format!(
+                    "{} was not reached in time",
+                    target.address
+                )));
             }
         };
         match select(pin!(connection.call(what, body)), pin!(rt.sleep_until(deadline))).await {
@@ -193,75 +201,88 @@ impl<R: Rt> Pool<R> {
 
     /// Closes every connection, also those of other clones, and makes no more.
     pub fn stop(&self) {
-        self.shared.stopped.store(true, Ordering::Relaxed);
-        locked(&self.shared.slots).clear();
+        self.inner.stopped.store(true, Ordering::Relaxed);
+        locked(&self.inner.slots).clear();
     }
 
     /// Closes the connections to an address; the next call makes a new one.
     pub fn forget(&self, address: SocketAddr) {
-        locked(&self.shared.slots).retain(|target, _| target.address != address);
-    }
-
-    fn slot(&self, target: Target) -> Arc<tokio::sync::Mutex<Slot>> {
-        let mut slots = locked(&self.shared.slots);
-        if slots.len() >= PEER_COUNT_MAX && !slots.contains_key(&target) {
-            // One with nobody at it: not locked, no live connection.
-            let unused = slots
-                .iter()
-                .find(|(_, slot)| {
-                    Arc::strong_count(slot) == 1
-                        && slot.try_lock().is_ok_and(|slot| {
-                            slot.connection
-                                .as_ref()
-                                .is_none_or(|connection| connection.closed().is_some())
-                        })
-                })
-                .map(|(target, _)| *target)
-                .or_else(|| slots.keys().next().copied());
-            if let Some(unused) = unused {
-                slots.remove(&unused);
-            }
-        }
-        Arc::clone(slots.entry(target).or_default())
+        locked(&self.inner.slots).retain(|target, _| target.address != address);
     }
 
     async fn connection(&self, target: Target) -> Result<Arc<Connection>, CallFailure> {
-        let rt = &self.shared.rt;
-        if self.shared.stopped.load(Ordering::Relaxed) {
+        if self.inner.stopped.load(Ordering::Relaxed) {
             return Err(CallFailure::NotSent("stopped".to_owned()));
         }
-        let slot = self.slot(target);
-        let mut slot = slot.lock().await;
-        if let Some(connection) = &slot.connection
-            && connection.closed().is_none()
-        {
-            return Ok(Arc::clone(connection));
-        }
-        slot.connection = None;
-        if rt.now() < slot.retry_at {
-            return Err(CallFailure::NotSent(slot.failure.clone()));
-        }
-        match self.connect(target).await {
-            Ok(connection) => {
-                let connection = Arc::new(connection);
-                slot.connection = Some(Arc::clone(&connection));
-                slot.backoff = Duration::ZERO;
-                slot.retry_at = Instant::ZERO;
-                Ok(connection)
+        let connecting = {
+            let mut slots = locked(&self.inner.slots);
+            if slots.len() >= PEER_COUNT_MAX && !slots.contains_key(&target) {
+                forget_one(&mut slots);
             }
-            Err(err) => {
-                slot.backoff = (slot.backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
-                slot.retry_at = rt.now() + slot.backoff;
-                slot.failure = format!("{}: {err}", target.address);
-                tracing::debug!(address = %target.address, kind = ?target.kind, %err, "connection failed");
-                Err(CallFailure::NotSent(slot.failure.clone()))
+            let slot = slots.entry(target).or_default();
+            if let Some(connection) = &slot.connection
+                && connection.closed().is_none()
+            {
+                return Ok(Arc::clone(connection));
+            }
+            slot.connection = None;
+            match &slot.connecting {
+                Some(connecting) => connecting.clone(),
+                None if self.inner.rt.now() < slot.retry_at => {
+                    return Err(CallFailure::NotSent(slot.failure.clone()));
+                }
+                None => slot.connecting.insert(self.start_connecting(target)).clone(),
+            }
+        };
+        connecting.await
+    }
+
+    /// As a task of its own: a caller that is not polled, or gives up, holds up nobody.
+    fn start_connecting(&self, target: Target) -> Connecting {
+        let (done, wait) = oneshot::channel();
+        let pool = self.clone();
+        let attempt = async move {
+            let result = match pool.connect(target).await {
+                Ok(connection) => Ok(Arc::new(connection)),
+                Err(err) => {
+                    tracing::debug!(address = %target.address, kind = ?target.kind, %err, "connection failed");
+                    Err(format!("{}: {err}", target.address))
+                }
+            };
+            // Without a slot the address was forgotten meanwhile, and the connection ends with its last user.
+            if let Some(slot) = locked(&pool.inner.slots).get_mut(&target) {
+                slot.connecting = None;
+                match &result {
+                    Ok(connection) => {
+                        slot.connection = Some(Arc::clone(connection));
+                        slot.backoff = Duration::ZERO;
+                        slot.retry_at = Instant::ZERO;
+                    }
+                    Err(failure) => {
+                        slot.backoff = (slot.backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
+                        slot.retry_at = pool.inner.rt.now() + slot.backoff;
+                        slot.failure.clone_from(failure);
+                    }
+                }
+            }
+            // All callers may have given up.
+            let _ = done.send(result.map_err(CallFailure::NotSent));
+        };
+        // It ends by itself: connecting has a timeout.
+        drop(self.inner.rt.spawn("rpc-connect", attempt));
+        async move {
+            match wait.await {
+                Ok(result) => result,
+                Err(_) => Err(CallFailure::NotSent("stopped".to_owned())),
             }
         }
+        .boxed()
+        .shared()
     }
 
     async fn connect(&self, target: Target) -> io::Result<Connection> {
-        let rt = &self.shared.rt;
-        let hello = self.shared.greeter.hello(&target);
+        let rt = &self.inner.rt;
+        let hello = self.inner.greeter.hello(&target);
         let made = async {
             let mut stream = rt.tcp_connect(target.address).await?;
             stream.write_all(&preamble(target.kind)).await?;
@@ -306,23 +327,35 @@ impl<R: Rt> Pool<R> {
     }
 }
 
+/// Makes room for another address: one that nobody is connected to, else any.
+fn forget_one(slots: &mut BTreeMap<Target, Slot>) {
+    let is_unused = |slot: &Slot| {
+        slot.connecting.is_none()
+            && slot
+                .connection
+                .as_ref()
+                .is_none_or(|connection| connection.closed().is_some())
+    };
+    let unused = slots.iter().find(|(_, slot)| is_unused(slot));
+    if let Some(target) = unused.or_else(|| slots.iter().next()).map(|(target, _)| *target) {
+        slots.remove(&target);
+    }
+}
+
 /// Says goodbye to those who wait, however the task ends.
 struct Goodbye(Arc<Mutex<Waiting>>);
 
 impl Drop for Goodbye {
     fn drop(&mut self) {
         let mut waiting = locked(&self.0);
-        waiting.closed.get_or_insert_with(|| "the connection was closed".to_owned());
+        waiting
+            .closed
+            .get_or_insert_with(|| "the connection was closed".to_owned());
         waiting.calls.clear();
     }
 }
 
-async fn serve<R: Rt>(
-    rt: R,
-    stream: R::Stream,
-    mut outgoing: mpsc::Receiver<Frame>,
-    waiting: Arc<Mutex<Waiting>>,
-) {
+async fn serve<R: Rt>(rt: R, stream: R::Stream, mut outgoing: mpsc::Receiver<Frame>, waiting: Arc<Mutex<Waiting>>) {
     let goodbye = Goodbye(Arc::clone(&waiting));
     let activity = Activity::default();
     let (mut read_half, mut write_half) = tokio::io::split(stream);

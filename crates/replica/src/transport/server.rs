@@ -28,7 +28,6 @@ pub trait Service: Send + Sync + 'static {
 pub struct Peer {
     pub kind: ConnectionKind,
     pub hello: Hello,
-    pub address: SocketAddr,
     /// What a service keeps between the calls of one connection.
     pub memory: tokio::sync::Mutex<Option<Box<dyn std::any::Any + Send>>>,
 }
@@ -156,7 +155,6 @@ async fn serve_one<R: Rt>(
     let peer = Arc::new(Peer {
         kind,
         hello,
-        address,
         memory: tokio::sync::Mutex::new(None),
     });
     let activity = Activity::default();
@@ -177,7 +175,10 @@ async fn serve_one<R: Rt>(
                     continue;
                 }
                 What::Hello | What::HelloReply | What::Reply => {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "it sends what only a server sends"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "it sends what only a server sends",
+                    ));
                 }
             }
             while locked().len() >= CALL_COUNT_MAX {
