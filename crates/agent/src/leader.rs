@@ -120,9 +120,11 @@ impl<R: RaftRt> ServerDuties<R> {
         loop {
             let seen = self.replica.leadership_version();
             if !self.replica.status().is_leader {
+                tracing::debug!(seen, "not the leader");
                 self.replica.leadership_changed(seen).await;
                 continue;
             }
+            tracing::debug!(seen, "confirming leadership");
             if self.replica.read_barrier(Consistency::Consistent).await.is_err() {
                 // Deposed already, or not confirmed yet: a change of leadership or a moment later tells.
                 let _ = self

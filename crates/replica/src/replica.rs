@@ -225,7 +225,7 @@ pub(crate) struct Inner<R: RaftRt> {
     leadership_moved: Notify,
     fatal: Mutex<Option<String>>,
     fatal_noted: Notify,
-    is_stopping: AtomicBool,
+    is_stopping: Arc<AtomicBool>,
     /// Ends this server's own tasks with the last clone.
     tasks: Mutex<Vec<Task>>,
     writer: Mutex<Option<Task>>,
@@ -409,6 +409,7 @@ impl<R: RaftRt> Replica<R> {
         .map_err(|err| StartError::Consensus(fatal_text(&err, &written)))?;
 
         let contact = Arc::new(Contact::default());
+        let is_stopping = Arc::new(AtomicBool::new(false));
         let inner = Arc::new(Inner {
             clocks: Clocks::new(&rt),
             rt: rt.clone(),
@@ -427,7 +428,7 @@ impl<R: RaftRt> Replica<R> {
             leadership_moved: Notify::new(),
             fatal: Mutex::new(None),
             fatal_noted: Notify::new(),
-            is_stopping: AtomicBool::new(false),
+            is_stopping: Arc::clone(&is_stopping),
             tasks: Mutex::default(),
             writer: Mutex::new(Some(writer)),
             lock: Mutex::new(Some(lock)),
@@ -442,6 +443,7 @@ impl<R: RaftRt> Replica<R> {
             contact,
             handler,
             votes_from,
+            is_stopping,
             transfer_count: AtomicU64::new(0),
         });
         let serve = server::serve(rt.clone(), listener, service, config.connections_per_client_max);
@@ -589,11 +591,15 @@ impl<R: RaftRt> Replica<R> {
         let inner = &self.inner;
         let metrics = inner.raft.metrics();
         let metrics = metrics.borrow_watched();
+        // Leadership is read where `watch_consensus` reads it: the two channels are not written at one time, and who was
+        // told of a move must find it here.
+        let server = inner.raft.server_metrics();
+        let server = server.borrow_watched();
         let index = |log_id: &Option<crate::types::LogId>| LogIndex(log_id.as_ref().map_or(0, |log_id| log_id.index));
-        let membership: &StoredMembership = &metrics.membership_config;
+        let membership: &StoredMembership = &server.membership_config;
         let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
         let patience = inner.timing.lease() * 2;
-        let leads = metrics.state == ServerState::Leader;
+        let leads = server.state == ServerState::Leader;
         let is_leader = leads
             && (voters.len() <= 1
                 || metrics
@@ -604,7 +610,7 @@ impl<R: RaftRt> Replica<R> {
         } else {
             inner.contact.last().map(|at| inner.rt.now() - at)
         };
-        let leader = metrics.current_leader.filter(|leader| match *leader == inner.node_id {
+        let leader = server.current_leader.filter(|leader| match *leader == inner.node_id {
             true => is_leader,
             false => last_contact.is_some_and(|since| since < patience),
         });
@@ -695,8 +701,11 @@ impl<R: RaftRt> Replica<R> {
             return;
         }
         inner.published.watches.stop();
-        for task in locked(&inner.tasks).drain(..) {
+        let tasks = std::mem::take(&mut *locked(&inner.tasks));
+        for task in tasks {
             task.abort();
+            // Once it is gone, so is what it held: the port can be bound again.
+            let _ = task.join().await;
         }
         inner.pool.stop();
         if let Err(err) = inner.raft.shutdown().await {

@@ -22,7 +22,7 @@ use quorate_wire::codec;
 use quorate_wire::frame::{ConnectionKind, Hello, HelloReply, What};
 use quorate_wire::log::Vote;
 use quorate_wire::raft::{BulkReply, BulkRequest, Control, ControlReply, RaftReply, RaftRequest};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// A snapshot on its way in over one connection.
@@ -45,6 +45,8 @@ pub struct Answers<R: RaftRt, H> {
     pub handler: H,
     /// Until then this server may have promised its vote away before a restart it forgot that in.
     pub votes_from: Instant,
+    /// From then on nobody gets an answer.
+    pub is_stopping: Arc<AtomicBool>,
     pub transfer_count: AtomicU64,
 }
 
@@ -98,6 +100,9 @@ impl<R: RaftRt, H: RequestHandler> Service for Answers<R, H> {
 
     fn answer(self: Arc<Self>, peer: Arc<Peer>, what: What, body: Bytes) -> BoxFuture<'static, Option<Bytes>> {
         async move {
+            if self.is_stopping.load(Ordering::Relaxed) {
+                return None;
+            }
             match (peer.kind, what) {
                 (ConnectionKind::Raft, What::Call) => {
                     let request = RaftRequest::decode(&body).ok()?;

@@ -1,10 +1,10 @@
 //! Replicas on real sockets and, where it matters, a real disk.
 
 use quorate_replica::{
-    Bootstrapped, MembershipError, Replica, ReplicaConfig, RequestHandler, RpcClient, Wake, WriteError,
+    Bootstrapped, MembershipError, Replica, ReplicaConfig, RequestHandler, RpcClient, StartError, Wake, WriteError,
 };
 use quorate_rt::production::{TokioRt, block_on};
-use quorate_rt::{AnyDisk, MemoryDisk, Rt as _};
+use quorate_rt::{AnyDisk, Disk as _, File as _, MemoryDisk, OpenMode, Rt as _};
 use quorate_store::{Answer, Command, Consistency, KvCommand, Outcome, Query, Topic};
 use quorate_types::{KvPair, NodeId, Uuid};
 use quorate_wire::rpc::{Request, Response, StatusReply};
@@ -106,6 +106,9 @@ impl Place {
         }
     }
     async fn start(&self, rt: &TokioRt) -> Replica<TokioRt> {
+        self.try_start(rt).await.unwrap()
+    }
+    async fn try_start(&self, rt: &TokioRt) -> Result<Replica<TokioRt>, StartError> {
         let id = node(self.number);
         let mut config = ReplicaConfig::new(
             id,
@@ -118,7 +121,7 @@ impl Place {
         // Small, so that the tests write snapshots.
         config.snapshot_threshold = 50;
         config.trailing_logs = 10;
-        Replica::start(rt.clone(), config, Handler(id)).await.unwrap()
+        Replica::start(rt.clone(), config, Handler(id)).await
     }
 }
 
@@ -360,6 +363,79 @@ fn a_server_that_lost_its_disk_is_no_voter_until_it_is_added_again() {
         for replica in &all {
             replica.stop().await;
         }
+    })
+    .unwrap();
+}
+
+#[test]
+fn two_views_of_the_pool_make_one_cluster_and_who_is_left_over_joins_it() {
+    block_on(2, |rt| async move {
+        let places: Vec<Place> = (1..=4).map(Place::memory).collect();
+        let mut replicas = Vec::new();
+        for place in &places {
+            replicas.push(place.start(&rt).await);
+        }
+        let all: Vec<&Replica<TokioRt>> = replicas.iter().collect();
+        introduce(&all);
+        // The second one does not see the first, and the fourth is not up: the third is pledged in vain.
+        let nowhere = (node(4), SocketAddr::from(([127, 0, 0, 1], 1)));
+        let view = vec![candidates(&[all[2]])[0], nowhere];
+        let came = all[1].bootstrap_expect(view, 3).await.unwrap();
+        assert!(matches!(came, Bootstrapped::NotYet(_)), "{came:?}");
+        assert_eq!(all[2].cluster_id(), all[1].cluster_id());
+        // The first one sees the two: the second yields, and frees the third.
+        let came = all[0].bootstrap_expect(candidates(&all[..3]), 3).await.unwrap();
+        assert_eq!(came, Bootstrapped::Done);
+        // Another view, too late.
+        let came = all[1].bootstrap_expect(candidates(&all[1..]), 3).await.unwrap();
+        assert_ne!(came, Bootstrapped::Done);
+        write(&rt, &all[..3], "a", "1").await;
+        assert!(
+            all[..3]
+                .iter()
+                .all(|replica| replica.cluster_id() == all[0].cluster_id())
+        );
+        introduce(&all);
+        let leader = leader_of(&rt, &all[..3]).await;
+        in_time(&rt, "add", leader.add_server(node(4))).await.unwrap();
+        until(&rt, &all, "the fourth has it", || value(all[3], "a").is_some()).await;
+        for replica in &all {
+            replica.stop().await;
+        }
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_damaged_snapshot_refuses_the_start_by_its_name() {
+    block_on(2, |rt| async move {
+        let place = Place::memory(1);
+        let replica = place.start(&rt).await;
+        replica.bootstrap_single().await.unwrap();
+        for at in 0..60 {
+            write(&rt, &[&replica], &format!("k{at}"), "x").await;
+        }
+        until(&rt, &[&replica], "a snapshot", || {
+            replica.status().last_snapshot_index.0 > 0
+        })
+        .await;
+        replica.stop().await;
+        drop(replica);
+        let directory = place.data_dir.join("raft");
+        let entries = place.disk.list(&directory).await.unwrap();
+        let name = &entries
+            .iter()
+            .find(|entry| entry.name.starts_with("snapshot-"))
+            .unwrap()
+            .name;
+        let file = place.disk.open(&directory.join(name), OpenMode::Write).await.unwrap();
+        let middle = file.len_bytes().await.unwrap() / 2;
+        let byte = file.read_at(middle, 1).await.unwrap()[0];
+        file.write_at(middle, vec![byte ^ 1].into()).await.unwrap();
+        let Err(StartError::Snapshot(err)) = place.try_start(&rt).await else {
+            panic!("it started from a damaged snapshot");
+        };
+        assert!(err.to_string().contains(name.as_str()), "{err}");
     })
     .unwrap();
 }
