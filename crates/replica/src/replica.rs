@@ -831,21 +831,30 @@ async fn watch_consensus<R: RaftRt>(
     }
 }
 
-/// The first leader of a cluster writes its name into the state.
+/// The first leader of a cluster writes its name into the state; it tries for as long as it leads.
 async fn name_cluster<R: RaftRt>(inner: std::sync::Weak<Inner<R>>) {
-    let Some(replica) = inner.upgrade().map(|inner| Replica { inner }) else {
-        return;
-    };
-    if replica.read_barrier(Consistency::Default).await.is_err() || replica.snapshot().cluster_id().is_some() {
-        return;
-    }
-    let Some(id) = replica.cluster_id() else {
-        return;
-    };
-    let at = replica.inner.rt.wall_now();
-    if let Err(err) = replica.write(&Command::NameCluster { id, at }).await {
-        // The next leader tries again.
-        tracing::debug!(%err, "name the cluster");
+    loop {
+        let Some(replica) = inner.upgrade().map(|inner| Replica { inner }) else {
+            return;
+        };
+        let is_over = replica.inner.is_stopping.load(Ordering::Relaxed) || replica.fatal_reason().is_some();
+        let leads = locked(&replica.inner.leadership).1.is_leader;
+        let Some(id) = replica.cluster_id().filter(|_| leads && !is_over) else {
+            return;
+        };
+        if replica.read_barrier(Consistency::Default).await.is_ok() {
+            if replica.snapshot().cluster_id().is_some() {
+                return;
+            }
+            let at = replica.inner.rt.wall_now();
+            if let Err(err) = replica.write(&Command::NameCluster { id, at }).await {
+                tracing::debug!(%err, "name the cluster");
+            }
+        }
+        let (rt, delay) = (replica.inner.rt.clone(), replica.inner.timing.lease());
+        // Nobody is kept alive by waiting.
+        drop(replica);
+        rt.sleep(delay).await;
     }
 }
 
