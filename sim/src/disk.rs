@@ -216,6 +216,8 @@ pub struct DiskFaults {
     pub full: bool,
     /// Every operation takes this many times longer (0 and 1: as usual).
     pub slow_factor: u32,
+    /// Syncs succeed and make nothing durable: a drive that keeps a volatile cache and denies it.
+    pub lies_about_syncs: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -673,8 +675,10 @@ impl SimFile {
     }
     async fn sync(&self) -> io::Result<()> {
         let payload = self.inode.to_le_bytes();
-        let work = |inode: &mut Inode, _: &DiskFaults| {
-            inode.sync();
+        let work = |inode: &mut Inode, faults: &DiskFaults| {
+            if !faults.lies_about_syncs {
+                inode.sync();
+            }
             Ok(())
         };
         self.run(Operation::Sync, "disk.sync", &payload, work).await

@@ -26,6 +26,10 @@ impl fmt::Debug for RaftRuntime {
     }
 }
 
+impl quorate_replica::RaftRt for crate::rt::SimRt {
+    type AsyncRuntime = RaftRuntime;
+}
+
 /// Local time of the machine that read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RaftInstant(u64);

@@ -213,6 +213,7 @@ impl Rt for SimRt {
     fn event(&self, event: Event<'_>) {
         self.world
             .with(|state| state.timeline.note(self.machine.0, event.kind, event.payload));
+        self.world.tell(self.machine, event.kind, event.payload);
     }
 }
 

@@ -84,10 +84,14 @@ impl State {
     }
 }
 
+/// Hears of the events that programs tell of: node, kind, payload.
+pub type Observer = Arc<dyn Fn(&str, &'static str, &[u8]) + Send + Sync>;
+
 struct Shared {
     handle: Handle,
     seed: u64,
     state: Mutex<State>,
+    observer: Mutex<Option<Observer>>,
 }
 
 /// The world. Clones are the same world.
@@ -121,6 +125,7 @@ impl World {
                 handle: Handle::current(),
                 seed,
                 state: Mutex::new(state),
+                observer: Mutex::default(),
             }),
         };
         CURRENT.set(Some(world.clone()));
@@ -488,6 +493,30 @@ impl World {
     pub fn reset_between(&self, a: &str, b: &str) {
         let (a, b) = (self.id(a), self.id(b));
         self.with(|state| state.net.reset_between(&mut state.timeline, a.0, b.0));
+    }
+
+    /// The node whose task runs now, or `world`, and the virtual time: for logs. Nothing when no world was started.
+    pub fn where_and_when() -> Option<(String, Duration)> {
+        let world = CURRENT.with_borrow(Clone::clone)?;
+        let node = world.calling_machine();
+        let name = node.map(|node| world.with(|state| state.machine(node).name.clone()));
+        Some((name.unwrap_or_else(|| "world".to_owned()), world.elapsed()))
+    }
+    /// How often the machine has booted.
+    pub fn boot(&self, node: &str) -> u64 {
+        self.on(node, |machine| machine.boot)
+    }
+    /// From now on `observer` hears of every event that a program tells of.
+    pub fn observe(&self, observer: Observer) {
+        *self.shared.observer.lock().unwrap_or_else(PoisonError::into_inner) = Some(observer);
+    }
+    /// Not under the world's lock: the observer may look at the world.
+    pub(crate) fn tell(&self, machine: MachineId, kind: &'static str, payload: &[u8]) {
+        let observer = self.shared.observer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(observer) = observer {
+            let name = self.with(|state| state.machine(machine).name.clone());
+            observer(&name, kind, payload);
+        }
     }
 
     /// Shows on standard error what happens at a node.

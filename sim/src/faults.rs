@@ -1,0 +1,337 @@
+//! What is done to the world, and when.
+//!
+//! In: the scenario's faults. Out: a schedule, drawn from the seed before the run; then the deeds, with roles resolved at the
+//! moment a fault fires. Everything that begins also ends: at its time, or when the faults end.
+
+use crate::net::Link;
+use crate::runner::link_of;
+use crate::scenario::{CheckKind, Fault, Spare};
+use crate::story::Story;
+use crate::wire::Sabotage;
+use crate::world::{CutId, ProcessAnswer};
+use anyhow::{Result, ensure};
+use quorate_rt::{ProcessEnd, Rng, Signal};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A leader that is named as victim may be missing for a moment.
+const ROLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Within this an agent that was told to stop has stopped.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Edge {
+    Begin,
+    End,
+}
+
+/// A fault may fire more than once: each time is an occurrence.
+type Occurrence = (usize, usize);
+
+#[derive(Clone, Debug)]
+struct Deed {
+    at: Duration,
+    edge: Edge,
+    occurrence: Occurrence,
+}
+
+#[derive(Default)]
+struct Fired {
+    nodes: Vec<String>,
+    cuts: Vec<CutId>,
+    link: bool,
+    checks: Vec<(String, String)>,
+}
+
+pub struct Faults {
+    story: Story,
+    sabotage: Option<Sabotage>,
+    rng: Rng,
+    /// In order of time, from the story's start.
+    schedule: Vec<Deed>,
+    next: usize,
+    fired: BTreeMap<Occurrence, Fired>,
+    link: Link,
+}
+
+/// The part of a child process's command line that its answer is found by.
+pub fn script_of(service: &str) -> String {
+    format!("/usr/local/bin/check-{service}")
+}
+
+fn exit(code: i32, output: &str) -> ProcessAnswer {
+    ProcessAnswer {
+        end: ProcessEnd::Exited(code),
+        output: output.as_bytes().to_vec(),
+        delay: Duration::from_millis(5),
+    }
+}
+
+/// Sets how a service's check script ends on a node.
+pub fn set_script(story: &Story, node: &str, service: &str, passes: bool) {
+    let answer = if passes { exit(0, "fine") } else { exit(2, "broken") };
+    story.world.set_process(node, &script_of(service), answer);
+}
+
+impl Faults {
+    pub fn new(story: &Story, link: Link, sabotage: Option<Sabotage>) -> Self {
+        let mut rng = story.world.scenario_rng("faults");
+        let mut schedule = Vec::new();
+        for (position, fault) in story.scenario.faults.iter().enumerate() {
+            // Each has a stream of its own: a fault more in the file moves no other.
+            let mut rng = story.world.scenario_rng(&format!("fault.{position}"));
+            let mut draw = |whole: crate::scenario::Whole| Duration::from_millis(whole.draw(&mut rng));
+            let mut spans = Vec::new();
+            match fault {
+                Fault::Partition { at_ms, until_ms, .. }
+                | Fault::Isolate { at_ms, until_ms, .. }
+                | Fault::OneWayCut { at_ms, until_ms, .. }
+                | Fault::Loss { at_ms, until_ms, .. }
+                | Fault::CheckFails { at_ms, until_ms, .. } => spans.push((draw(*at_ms), Some(draw(*until_ms)))),
+                Fault::Restart { at_ms, .. } => spans.push((draw(*at_ms), None)),
+                Fault::Kill { at_ms, down_ms, every_ms, until_ms, .. } => {
+                    let mut at = draw(*at_ms);
+                    spans.push((at, down_ms.map(|down_ms| at + draw(down_ms))));
+                    if let (Some(every_ms), Some(until_ms)) = (every_ms, until_ms) {
+                        let until = draw(*until_ms);
+                        loop {
+                            at += draw(*every_ms);
+                            if at >= until {
+                                break;
+                            }
+                            spans.push((at, down_ms.map(|down_ms| at + draw(down_ms))));
+                        }
+                    }
+                }
+            }
+            for (count, (at, end)) in spans.into_iter().enumerate() {
+                let occurrence = (position, count);
+                schedule.push(Deed {
+                    at,
+                    edge: Edge::Begin,
+                    occurrence,
+                });
+                schedule.extend(end.map(|end| Deed {
+                    at: end.max(at),
+                    edge: Edge::End,
+                    occurrence,
+                }));
+            }
+        }
+        schedule.sort_by_key(|deed| (deed.at, deed.occurrence, deed.edge));
+        let rng_roles = std::mem::replace(&mut rng, story.world.scenario_rng("roles"));
+        Self {
+            story: story.clone(),
+            sabotage,
+            rng: rng_roles,
+            schedule,
+            next: 0,
+            fired: BTreeMap::new(),
+            link,
+        }
+    }
+
+    /// When the next deed is due, from the story's start.
+    pub fn next_at(&self) -> Option<Duration> {
+        self.schedule.get(self.next).map(|deed| deed.at)
+    }
+    /// Does the next deed.
+    pub async fn step(&mut self) -> Result<()> {
+        let deed = self.schedule[self.next].clone();
+        self.next += 1;
+        match deed.edge {
+            Edge::Begin => self.begin(deed.occurrence).await,
+            Edge::End => self.end(deed.occurrence).await,
+        }
+    }
+    /// Ends all that has not ended, and whatever a run left behind.
+    pub async fn end_all(&mut self) -> Result<()> {
+        self.next = self.schedule.len();
+        for occurrence in self.fired.keys().copied().collect::<Vec<_>>() {
+            self.end(occurrence).await?;
+        }
+        self.story.world.heal();
+        self.story.world.set_link(self.link.clone());
+        let down: Vec<String> =
+            self.story.names().filter(|node| !self.story.world.is_running(node)).cloned().collect();
+        for node in down {
+            self.restart(&node);
+        }
+        Ok(())
+    }
+
+    /// Waits for somebody to have each of the roles.
+    async fn resolve(&mut self, roles: &[String]) -> Result<Vec<String>> {
+        let from = self.story.world.elapsed();
+        loop {
+            let nodes = self.story.resolve_all(roles, &mut self.rng);
+            let has_leader = !roles.iter().any(|role| role == "leader") || self.story.leader().is_some();
+            if has_leader && !nodes.is_empty() {
+                return Ok(nodes);
+            }
+            let waited = self.story.world.elapsed() - from;
+            ensure!(waited < ROLE_TIMEOUT, "nobody had the role {roles:?} for {waited:?}");
+            self.story.world.advance(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn begin(&mut self, occurrence: Occurrence) -> Result<()> {
+        let scenario = std::sync::Arc::clone(&self.story.scenario);
+        let fault = &scenario.faults[occurrence.0];
+        let world = self.story.world.clone();
+        let mut fired = Fired::default();
+        match fault {
+            Fault::Partition { side, .. } => {
+                fired.nodes = self.resolve(side).await?;
+                let others: Vec<&str> =
+                    self.story.names().filter(|node| !fired.nodes.contains(node)).map(String::as_str).collect();
+                let side: Vec<&str> = fired.nodes.iter().map(String::as_str).collect();
+                fired.cuts.push(world.partition(&[&side, &others]));
+            }
+            Fault::Isolate { nodes, .. } => {
+                fired.nodes = self.resolve(nodes).await?;
+                fired.cuts = fired.nodes.iter().map(|node| world.isolate(node)).collect();
+            }
+            Fault::OneWayCut { from, to, .. } => {
+                let from = self.resolve(from).await?;
+                let to = self.resolve(to).await?;
+                for from in &from {
+                    for to in to.iter().filter(|to| *to != from) {
+                        fired.cuts.push(world.cut_one_way(from, to));
+                    }
+                }
+                fired.nodes = from;
+            }
+            Fault::Kill { nodes, power_loss, spare, .. } => {
+                let mut nodes = self.resolve(nodes).await?;
+                nodes.retain(|node| world.is_running(node));
+                if *spare == Spare::Quorum {
+                    self.keep_quorum(&mut nodes);
+                }
+                // All at one moment: a power loss spares nobody who is later in a list.
+                for node in &nodes {
+                    self.kill(node, *power_loss);
+                }
+                fired.nodes = nodes;
+            }
+            Fault::Restart { nodes, .. } => {
+                fired.nodes = self.resolve(nodes).await?;
+                for node in fired.nodes.clone() {
+                    self.stop_orderly(&node).await?;
+                    self.restart(&node);
+                }
+            }
+            Fault::Loss { loss_ratio, latency_ms, .. } => {
+                let ratio = loss_ratio.draw(&mut self.rng);
+                let link = latency_ms.map_or_else(|| self.link.clone(), |latency_ms| link_of(latency_ms, ratio));
+                world.set_link(Link {
+                    loss_ratio: ratio,
+                    ..link
+                });
+                fired.link = true;
+            }
+            Fault::CheckFails { node, service, .. } => {
+                fired.nodes = self.resolve(std::slice::from_ref(node)).await?;
+                for node in &fired.nodes {
+                    self.set_check(node, service, false)?;
+                    fired.checks.push((node.clone(), service.clone()));
+                }
+            }
+        }
+        tracing::info!(fault = fault.mark(), nodes = ?fired.nodes, "fault begins");
+        self.story.count(fault.mark());
+        if let Some(name) = fault.name() {
+            self.story.set_hit(name, &fired.nodes);
+            self.story.set_moment(name);
+        }
+        self.fired.insert(occurrence, fired);
+        if matches!(fault, Fault::Restart { .. }) {
+            self.end(occurrence).await?;
+        }
+        Ok(())
+    }
+
+    async fn end(&mut self, occurrence: Occurrence) -> Result<()> {
+        let Some(fired) = self.fired.remove(&occurrence) else { return Ok(()) };
+        let scenario = std::sync::Arc::clone(&self.story.scenario);
+        let fault = &scenario.faults[occurrence.0];
+        for cut in fired.cuts {
+            self.story.world.mend(cut);
+        }
+        if fired.link {
+            self.story.world.set_link(self.link.clone());
+        }
+        for (node, service) in &fired.checks {
+            self.set_check(node, service, true)?;
+        }
+        if matches!(fault, Fault::Kill { .. }) {
+            for node in &fired.nodes {
+                if !self.story.world.is_running(node) {
+                    self.restart(node);
+                }
+            }
+        }
+        tracing::info!(fault = fault.mark(), nodes = ?fired.nodes, "fault ends");
+        if let Some(name) = fault.name() {
+            self.story.set_moment(&format!("{name}.end"));
+        }
+        Ok(())
+    }
+
+    fn keep_quorum(&self, nodes: &mut Vec<String>) {
+        let servers = &self.story.servers;
+        let quorum = servers.len() / 2 + 1;
+        let mut up = servers.iter().filter(|server| self.story.world.is_running(server)).count();
+        nodes.retain(|node| {
+            if !servers.contains(node) {
+                return true;
+            }
+            let is_spared = up <= quorum;
+            up -= usize::from(!is_spared);
+            !is_spared
+        });
+    }
+    fn kill(&self, node: &str, power_loss: bool) {
+        if self.sabotage == Some(Sabotage::KillsDoNothing) {
+            return;
+        }
+        // Its handle first: a dead boot must have nothing that still acts for it.
+        let agent = self.story.forget_agent(node);
+        self.story.world.kill(node, power_loss);
+        drop(agent);
+    }
+    fn restart(&self, node: &str) {
+        self.story.count("agent.restarted");
+        self.story.world.restart(node);
+    }
+    async fn stop_orderly(&self, node: &str) -> Result<()> {
+        if !self.story.is_serving(node) {
+            self.kill(node, false);
+            return Ok(());
+        }
+        self.story.tell_to_stop(node);
+        self.story.world.signal(node, Signal::Terminate);
+        let claim = format!("{node} stops when it is told to");
+        let stopped = async || !self.story.is_serving(node);
+        self.story.world.run_until(&claim, STOP_TIMEOUT, stopped).await?;
+        self.story.world.kill(node, false);
+        Ok(())
+    }
+    fn set_check(&self, node: &str, service: &str, passes: bool) -> Result<()> {
+        let kind = self.story.scenario.service(service)?.check.as_ref().map(|check| check.kind);
+        match kind {
+            Some(CheckKind::Script) => set_script(&self.story, node, service, passes),
+            Some(CheckKind::Tcp) => {
+                let pair = (node.to_owned(), service.to_owned());
+                let failing = &mut self.story.state().failing;
+                if passes {
+                    failing.remove(&pair);
+                } else {
+                    failing.insert(pair);
+                }
+            }
+            None => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,269 @@
+//! What a scenario requires beyond the invariants: somebody asks all the time, and every answer within the window must be right.
+//!
+//! The window opens `within_ms` after a moment: until then any answer will do. From then on each must be right, until the
+//! window closes. A question counts when it was asked and answered inside. That nobody could ask is an error too.
+
+use crate::scenario::{KvOperation, Requirement, Window};
+use crate::story::Story;
+use crate::wire::Wire;
+use crate::workload::kv_register::{Call, Outcome};
+use hyper::Method;
+use quorate_rt::{Rt as _, Task};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+const ASK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What an answer says of a requirement.
+enum Answer {
+    Right,
+    Wrong(String),
+    /// It was lost, or refused: no answer to the question.
+    Missing(String),
+}
+
+#[derive(Clone)]
+struct Asker {
+    story: Story,
+    wire: Wire,
+    position: usize,
+    requirement: Arc<Requirement>,
+    /// How many answers were inside the window.
+    counted: Arc<Mutex<u64>>,
+}
+
+/// The askers of one scenario.
+pub struct Requirements {
+    askers: Vec<Asker>,
+}
+
+impl Requirements {
+    pub fn new(story: &Story, wire: &Wire) -> Self {
+        let requirements = story.scenario.requirements.iter().enumerate();
+        let asker = |(position, requirement): (usize, &Requirement)| Asker {
+            story: story.clone(),
+            wire: wire.with_timeout(Duration::from_secs(1)),
+            position,
+            requirement: Arc::new(requirement.clone()),
+            counted: Arc::default(),
+        };
+        Self {
+            askers: requirements.map(asker).collect(),
+        }
+    }
+    /// One asker an agent, on the users' machine. They end with the story.
+    pub fn start(&self, rt: &crate::rt::SimRt) -> Vec<Task> {
+        let askers = self.askers.iter().filter(|asker| !matches!(*asker.requirement, Requirement::Refused { .. }));
+        askers.map(|asker| rt.spawn("require", asker.clone().run(rt.clone()))).collect()
+    }
+    /// After the run: what the history tells, and whether anybody could ask at all.
+    pub fn check(&self, calls: &[Call]) {
+        for asker in &self.askers {
+            if let Requirement::Refused { operations, window } = &*asker.requirement {
+                asker.check_refused(operations, window, calls);
+            }
+            if *asker.counted.lock().unwrap_or_else(PoisonError::into_inner) == 0 {
+                asker.story.breaks(format!("{}: nothing was asked in its window", asker.name()));
+            }
+        }
+    }
+}
+
+impl Asker {
+    fn name(&self) -> String {
+        let requirement = match &*self.requirement {
+            Requirement::DnsLists { service, .. } => format!("dns_lists {service}"),
+            Requirement::DnsLacks { service, .. } => format!("dns_lacks {service}"),
+            Requirement::CheckIs { check, status, .. } => format!("check_is {check} {status}"),
+            Requirement::ReadsGoOn { service, .. } => format!("reads_go_on {service}"),
+            Requirement::WritesResume { .. } => "writes_resume".to_owned(),
+            Requirement::Refused { operations, .. } => format!("refused {operations:?}"),
+        };
+        format!("require[{}] {requirement}", self.position)
+    }
+    fn count(&self) {
+        *self.counted.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    }
+    async fn wait_for(&self, moment: &str) -> bool {
+        while self.story.moment(moment).is_none() {
+            if self.story.is_over() {
+                return false;
+            }
+            self.story.world.advance(Duration::from_millis(5)).await;
+        }
+        true
+    }
+    fn is_closed(&self) -> bool {
+        self.story.is_over() || self.story.moment(&self.requirement.window().until).is_some()
+    }
+
+    async fn run(self, rt: crate::rt::SimRt) {
+        let window = self.requirement.window();
+        if !self.wait_for(&window.after).await {
+            return;
+        }
+        let mut rng = self.story.world.scenario_rng(&format!("require.{}", self.position));
+        let node = match &*self.requirement {
+            Requirement::DnsLists { node, .. } | Requirement::DnsLacks { node, .. } | Requirement::CheckIs { node, .. } => {
+                self.story.resolve(node, &mut rng).into_iter().next().unwrap_or_default()
+            }
+            _ => String::new(),
+        };
+        let after = self.story.moment(&window.after).expect("it was waited for");
+        let opens_at = after + Duration::from_millis(window.within_ms);
+        for agent in self.story.resolve_all(&window.at, &mut rng) {
+            let (asker, node) = (self.clone(), node.clone());
+            let is_write = matches!(*self.requirement, Requirement::WritesResume { .. });
+            rt.spawn("require.agent", async move {
+                if is_write {
+                    asker.write(&agent, opens_at).await;
+                } else {
+                    asker.ask_on(&agent, &node, opens_at).await;
+                }
+            });
+        }
+    }
+
+    /// Asks one agent until the window closes.
+    async fn ask_on(&self, agent: &str, node: &str, opens_at: Duration) {
+        let world = &self.story.world;
+        let mut missing: Option<String> = None;
+        while !self.is_closed() {
+            let (asked_at, boot) = (world.elapsed(), world.boot(agent));
+            if self.story.is_serving(agent) {
+                let answer = self.ask(agent, node).await;
+                let is_inside = asked_at >= opens_at && !self.is_closed();
+                // One that was killed meanwhile owed no answer.
+                let is_fair = self.story.is_serving(agent) && world.boot(agent) == boot;
+                if is_inside && is_fair {
+                    match answer {
+                        Answer::Right => {
+                            missing = None;
+                            self.count();
+                        }
+                        Answer::Wrong(what) => {
+                            self.count();
+                            self.story.breaks(format!("{} at {agent}: {what}", self.name()));
+                            return;
+                        }
+                        Answer::Missing(why) => missing = Some(why),
+                    }
+                }
+            }
+            world.advance(ASK_INTERVAL).await;
+        }
+        if let Some(why) = missing {
+            // Loss takes a question now and then, but the last word must not be silence.
+            self.story.breaks(format!("{} at {agent}: no answer at last: {why}", self.name()));
+        }
+    }
+
+    async fn ask(&self, agent: &str, node: &str) -> Answer {
+        match &*self.requirement {
+            Requirement::DnsLists { service, .. } | Requirement::DnsLacks { service, .. } => {
+                let is_wanted = matches!(*self.requirement, Requirement::DnsLists { .. });
+                match self.wire.dns_instances(agent, service).await {
+                    Ok(nodes) if nodes.contains(node) == is_wanted => Answer::Right,
+                    Ok(nodes) => Answer::Wrong(format!("DNS has {service} on {nodes:?}, asked for {node}")),
+                    Err(why) => Answer::Missing(why.to_string()),
+                }
+            }
+            Requirement::CheckIs { check, status, .. } => {
+                let path = format!("/v1/health/node/{node}?stale");
+                let checks = match self.wire.json(agent, &path).await {
+                    Ok(checks) => checks,
+                    Err(why) => return Answer::Missing(why.to_string()),
+                };
+                let mut all = checks.as_array().into_iter().flatten();
+                match all.find(|found| found["CheckID"] == **check).map(|found| &found["Status"]) {
+                    Some(found) if found == &**status => Answer::Right,
+                    found => Answer::Wrong(format!("{check} of {node} is {found:?}")),
+                }
+            }
+            Requirement::ReadsGoOn { service, .. } => self.read_all(agent, service).await,
+            Requirement::WritesResume { .. } | Requirement::Refused { .. } => {
+                unreachable!("these are not asked again and again")
+            }
+        }
+    }
+
+    /// Here silence is wrong as well.
+    async fn read_all(&self, agent: &str, service: &str) -> Answer {
+        match self.wire.dns_instances(agent, service).await {
+            Ok(nodes) if !nodes.is_empty() => {}
+            Ok(_) => return Answer::Wrong(format!("DNS has no {service}")),
+            Err(why) => return Answer::Wrong(format!("DNS: {why}")),
+        }
+        match self.wire.json(agent, &format!("/v1/health/service/{service}?stale")).await {
+            Ok(serde_json::Value::Array(instances)) if !instances.is_empty() => {}
+            Ok(other) => return Answer::Wrong(format!("/v1/health/service answered {other}")),
+            Err(why) => return Answer::Wrong(why.to_string()),
+        }
+        // A key that nobody writes: the answer is that there is none.
+        match self.wire.get(agent, "/v1/kv/absent?stale").await {
+            Ok(answer) if answer.status == 404 => Answer::Right,
+            Ok(answer) => Answer::Wrong(format!("/v1/kv?stale: {} {}", answer.status, answer.text())),
+            Err(why) => Answer::Wrong(why.to_string()),
+        }
+    }
+
+    async fn write(&self, agent: &str, opens_at: Duration) {
+        let world = &self.story.world;
+        let boot = world.boot(agent);
+        let mut failures = Vec::new();
+        loop {
+            if !self.story.is_serving(agent) || world.boot(agent) != boot {
+                // One that is down owes nothing.
+                return;
+            }
+            let now = world.elapsed();
+            if now >= opens_at {
+                break;
+            }
+            let wire = self.wire.with_timeout(opens_at - now);
+            let path = format!("/v1/kv/writes_resume/{}/{agent}", self.position);
+            match wire.http(Method::PUT, agent, &path, "x").await {
+                Ok(answer) if answer.status == 200 && world.elapsed() <= opens_at => {
+                    self.count();
+                    return;
+                }
+                Ok(answer) => failures.push(format!("{} {}", answer.status, answer.text())),
+                Err(why) => failures.push(why.to_string()),
+            }
+            world.advance(ASK_INTERVAL).await;
+        }
+        if !self.story.is_serving(agent) || world.boot(agent) != boot {
+            return;
+        }
+        self.story.breaks(format!("{} at {agent}: no write was acknowledged: {failures:?}", self.name()));
+    }
+
+    fn check_refused(&self, operations: &[KvOperation], window: &Window, calls: &[Call]) {
+        let (Some(after), Some(until)) = (self.story.moment(&window.after), self.story.moment(&window.until)) else {
+            return;
+        };
+        let mut rng = self.story.world.scenario_rng(&format!("require.{}", self.position));
+        let at = self.story.resolve_all(&window.at, &mut rng);
+        let opens_at = after + Duration::from_millis(window.within_ms);
+        let inside = |call: &&Call| {
+            at.contains(&call.agent)
+                && operations.contains(&call.operation)
+                && call.called_at >= opens_at
+                && call.called_at < until
+        };
+        for call in calls.iter().filter(inside) {
+            self.count();
+            if call.outcome == Outcome::Ok && call.returned_at < until {
+                self.story.breaks(format!(
+                    "{} at {}: {:?} called {:?} was answered {:?}",
+                    self.name(),
+                    call.agent,
+                    call.operation,
+                    call.called_at,
+                    call.returned_at
+                ));
+                return;
+            }
+        }
+    }
+}

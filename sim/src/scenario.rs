@@ -1,0 +1,730 @@
+//! The scenario language: what a file may say, and what is wrong with one that says something else.
+//!
+//! In: the text of a TOML file. Out: a checked [`Scenario`], or an error that names the file and the key.
+//! Every key is described in `scenarios/README.md`. An unknown key is an error: a misspelt fault would test nothing.
+//! Quantities that a file gives as `"a..=b"` are drawn from the seed when the run begins (`Whole::draw`).
+//! Not here: what is done with it (`runner`).
+
+use crate::invariant;
+use anyhow::{Context as _, Result, bail, ensure};
+use quorate_rt::Rng;
+use rand_core::Rng as _;
+use serde::de::{self, Deserializer, Visitor};
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+/// A whole number, or one drawn from a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Whole {
+    pub low: u64,
+    pub high: u64,
+}
+
+impl Whole {
+    pub const fn fixed(number: u64) -> Self {
+        Self { low: number, high: number }
+    }
+    pub fn draw(self, rng: &mut Rng) -> u64 {
+        match (self.high - self.low).checked_add(1) {
+            Some(width) => self.low + rng.next_u64() % width,
+            None => rng.next_u64(),
+        }
+    }
+}
+
+/// A probability in 0..=1, or one drawn from a range.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio {
+    low: f64,
+    high: f64,
+}
+
+impl Ratio {
+    pub fn draw(self, rng: &mut Rng) -> f64 {
+        self.low + (self.high - self.low) * f64::from(rng.next_u32()) / f64::from(u32::MAX)
+    }
+}
+
+fn range_of<T: FromStr + PartialOrd + Copy>(text: &str) -> Option<(T, T)> {
+    let (low, high) = text.split_once("..=")?;
+    let number = |part: &str| part.trim().replace('_', "").parse::<T>().ok();
+    let (low, high) = (number(low)?, number(high)?);
+    (low <= high).then_some((low, high))
+}
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl Visitor<'_> for Reader {
+            type Value = Whole;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number or a range \"a..=b\"")
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Whole, E> {
+                let number = u64::try_from(number);
+                number.map(Whole::fixed).map_err(|_| E::custom("a whole number is not negative"))
+            }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Whole, E> {
+                Ok(Whole::fixed(number))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Whole, E> {
+                let found = range_of(text).map(|(low, high)| Whole { low, high });
+                found.ok_or_else(|| E::custom(format!("{text:?} is no range \"a..=b\" of whole numbers")))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+impl<'de> Deserialize<'de> for Ratio {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl Visitor<'_> for Reader {
+            type Value = Ratio;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a ratio in 0..=1 or a range \"a..=b\" of them")
+            }
+            fn visit_f64<E: de::Error>(self, ratio: f64) -> Result<Ratio, E> {
+                match (0.0..=1.0).contains(&ratio) {
+                    true => Ok(Ratio { low: ratio, high: ratio }),
+                    false => Err(E::custom(format!("{ratio} is not in 0..=1"))),
+                }
+            }
+            fn visit_i64<E: de::Error>(self, ratio: i64) -> Result<Ratio, E> {
+                self.visit_f64(ratio as f64)
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Ratio, E> {
+                let found = range_of(text).filter(|(low, high)| (0.0..=1.0).contains(low) && *high <= 1.0);
+                let found = found.map(|(low, high)| Ratio { low, high });
+                found.ok_or_else(|| E::custom(format!("{text:?} is no range \"a..=b\" in 0..=1")))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    pub claim: String,
+    pub tier: Tier,
+    pub seeds: Seeds,
+    /// How long faults and workloads go on, from the moment the cluster has formed.
+    pub run_ms: Whole,
+    pub expect: Expect,
+    pub cluster: Cluster,
+    #[serde(default, rename = "service")]
+    pub services: Vec<Service>,
+    #[serde(default, rename = "workload")]
+    pub workloads: Vec<Workload>,
+    #[serde(default, rename = "fault")]
+    pub faults: Vec<Fault>,
+    #[serde(default, rename = "require")]
+    pub requirements: Vec<Requirement>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    Fast,
+    Slow,
+    Soak,
+}
+
+/// Which seeds `cargo xtask sim` runs. A run itself has the one of its command line.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seeds {
+    #[serde(default)]
+    pub sweep: u64,
+    #[serde(default)]
+    pub pinned: Vec<u64>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expect {
+    pub invariants: Vec<String>,
+    pub converge_within_ms: u64,
+    /// Marks that the run must have hit: else it proved nothing.
+    #[serde(default)]
+    pub cover: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    pub servers: Whole,
+    #[serde(default = "none")]
+    pub clients: Whole,
+    #[serde(default = "default_raft_multiplier")]
+    pub raft_multiplier: Whole,
+    #[serde(default)]
+    pub network: Network,
+    /// Further keys of every agent's configuration file, as Consul names them.
+    #[serde(default)]
+    pub config: toml::Table,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// Each packet draws its own.
+    #[serde(default = "default_latency_ms")]
+    pub latency_ms: Whole,
+    #[serde(default = "no_loss")]
+    pub loss_ratio: Ratio,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            latency_ms: default_latency_ms(),
+            loss_ratio: no_loss(),
+        }
+    }
+}
+
+const fn none() -> Whole {
+    Whole::fixed(0)
+}
+const fn default_raft_multiplier() -> Whole {
+    // Consul's default.
+    Whole::fixed(5)
+}
+const fn default_latency_ms() -> Whole {
+    Whole { low: 0, high: 2 }
+}
+const fn no_loss() -> Ratio {
+    Ratio { low: 0.0, high: 0.0 }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    pub name: String,
+    pub port: u16,
+    /// Nodes whose configuration file has it: each gets one instance.
+    pub on: Vec<String>,
+    #[serde(default)]
+    pub tags: Vec<String>,
+    pub check: Option<ServiceCheck>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceCheck {
+    pub kind: CheckKind,
+    pub interval_ms: u64,
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckKind {
+    /// A child process, of which the machine's process table says how it ends.
+    Script,
+    /// A listener of the machine at the service's port.
+    Tcp,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Workload {
+    KvRegister(KvRegister),
+    ServiceDns(ServiceDns),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KvRegister {
+    pub keys: u64,
+    #[serde(default = "default_clients")]
+    pub clients: u64,
+    #[serde(default = "default_pause_ms")]
+    pub pause_ms: Whole,
+    #[serde(default = "half")]
+    pub write_ratio: Ratio,
+    pub reads: Reads,
+    #[serde(default = "default_timeout_ms")]
+    pub timeout_ms: u64,
+    /// Agents that are asked.
+    #[serde(default = "agents")]
+    pub at: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reads {
+    pub consistent_ratio: f64,
+    pub default_ratio: f64,
+    pub stale_ratio: f64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceDns {
+    pub service: String,
+    #[serde(default = "default_interval_ms")]
+    pub interval_ms: Whole,
+    #[serde(default = "agents")]
+    pub at: Vec<String>,
+}
+
+const fn default_clients() -> u64 {
+    4
+}
+const fn default_pause_ms() -> Whole {
+    Whole { low: 10, high: 200 }
+}
+const fn half() -> Ratio {
+    Ratio { low: 0.5, high: 0.5 }
+}
+const fn default_timeout_ms() -> u64 {
+    3_000
+}
+const fn default_interval_ms() -> Whole {
+    Whole { low: 200, high: 300 }
+}
+fn agents() -> Vec<String> {
+    vec!["agents".to_owned()]
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Fault {
+    /// `side` against all other agents.
+    Partition {
+        name: Option<String>,
+        side: Vec<String>,
+        at_ms: Whole,
+        until_ms: Whole,
+    },
+    /// Each of them against everybody, users included.
+    Isolate {
+        name: Option<String>,
+        nodes: Vec<String>,
+        at_ms: Whole,
+        until_ms: Whole,
+    },
+    /// `to` hears nothing of `from`.
+    OneWayCut {
+        name: Option<String>,
+        from: Vec<String>,
+        to: Vec<String>,
+        at_ms: Whole,
+        until_ms: Whole,
+    },
+    Kill {
+        name: Option<String>,
+        nodes: Vec<String>,
+        at_ms: Whole,
+        /// Without it they stay down until the faults end.
+        down_ms: Option<Whole>,
+        #[serde(default)]
+        power_loss: bool,
+        /// Again after each such pause, until `until_ms`.
+        every_ms: Option<Whole>,
+        until_ms: Option<Whole>,
+        #[serde(default)]
+        spare: Spare,
+    },
+    /// Told to stop (SIGTERM), then started again.
+    Restart {
+        name: Option<String>,
+        nodes: Vec<String>,
+        at_ms: Whole,
+    },
+    Loss {
+        name: Option<String>,
+        loss_ratio: Ratio,
+        latency_ms: Option<Whole>,
+        at_ms: Whole,
+        until_ms: Whole,
+    },
+    CheckFails {
+        name: Option<String>,
+        node: String,
+        service: String,
+        at_ms: Whole,
+        until_ms: Whole,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Spare {
+    #[default]
+    Nobody,
+    /// Never so many servers down that no quorum is left.
+    Quorum,
+}
+
+impl Fault {
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Partition { name, .. }
+            | Self::Isolate { name, .. }
+            | Self::OneWayCut { name, .. }
+            | Self::Kill { name, .. }
+            | Self::Restart { name, .. }
+            | Self::Loss { name, .. }
+            | Self::CheckFails { name, .. } => name.as_deref(),
+        }
+    }
+    /// The mark that it fired.
+    pub const fn mark(&self) -> &'static str {
+        match self {
+            Self::Partition { .. } => "fault.partition",
+            Self::Isolate { .. } => "fault.isolate",
+            Self::OneWayCut { .. } => "fault.one_way_cut",
+            Self::Kill { .. } => "fault.kill",
+            Self::Restart { .. } => "fault.restart",
+            Self::Loss { .. } => "fault.loss",
+            Self::CheckFails { .. } => "fault.check_fails",
+        }
+    }
+    fn roles(&self) -> Vec<&String> {
+        match self {
+            Self::Partition { side, .. } => side.iter().collect(),
+            Self::Isolate { nodes, .. } | Self::Kill { nodes, .. } | Self::Restart { nodes, .. } => {
+                nodes.iter().collect()
+            }
+            Self::OneWayCut { from, to, .. } => from.iter().chain(to).collect(),
+            Self::CheckFails { node, .. } => vec![node],
+            Self::Loss { .. } => Vec::new(),
+        }
+    }
+}
+
+/// What must be seen, in a window that opens `within_ms` after the moment `after` and closes at `until`.
+///
+/// A moment is `start`, `end`, a fault's name (it begins), or that name with `.end` (it ends).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Requirement {
+    /// Every DNS answer of these agents has the instance on `node`.
+    DnsLists {
+        service: String,
+        node: String,
+        #[serde(flatten)]
+        window: Window,
+    },
+    /// No DNS answer has it.
+    DnsLacks {
+        service: String,
+        node: String,
+        #[serde(flatten)]
+        window: Window,
+    },
+    /// Every answer of `/v1/health/node?stale` has the check in this status.
+    CheckIs {
+        node: String,
+        check: String,
+        status: String,
+        #[serde(flatten)]
+        window: Window,
+    },
+    /// Every question is answered at once, with instances: DNS, `/v1/health/service?stale` and `/v1/kv?stale`.
+    ReadsGoOn {
+        service: String,
+        #[serde(flatten)]
+        window: Window,
+    },
+    /// A write is acknowledged before the window opens.
+    WritesResume {
+        #[serde(flatten)]
+        window: Window,
+    },
+    /// None of these operations of `kv_register` succeeds that was called and answered within the window.
+    Refused {
+        operations: Vec<KvOperation>,
+        #[serde(flatten)]
+        window: Window,
+    },
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Window {
+    /// The agents asked: those that run then.
+    #[serde(default = "agents")]
+    pub at: Vec<String>,
+    #[serde(default = "start")]
+    pub after: String,
+    #[serde(default)]
+    pub within_ms: u64,
+    #[serde(default = "end")]
+    pub until: String,
+}
+
+fn start() -> String {
+    "start".to_owned()
+}
+fn end() -> String {
+    "end".to_owned()
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum KvOperation {
+    Write,
+    ConsistentRead,
+    DefaultRead,
+    StaleRead,
+}
+
+impl Requirement {
+    pub const fn window(&self) -> &Window {
+        match self {
+            Self::DnsLists { window, .. }
+            | Self::DnsLacks { window, .. }
+            | Self::CheckIs { window, .. }
+            | Self::ReadsGoOn { window, .. }
+            | Self::WritesResume { window }
+            | Self::Refused { window, .. } => window,
+        }
+    }
+    fn service(&self) -> Option<&str> {
+        match self {
+            Self::DnsLists { service, .. } | Self::DnsLacks { service, .. } | Self::ReadsGoOn { service, .. } => {
+                Some(service)
+            }
+            Self::CheckIs { .. } | Self::WritesResume { .. } | Self::Refused { .. } => None,
+        }
+    }
+    fn node(&self) -> Option<&String> {
+        match self {
+            Self::DnsLists { node, .. } | Self::DnsLacks { node, .. } | Self::CheckIs { node, .. } => Some(node),
+            Self::ReadsGoOn { .. } | Self::WritesResume { .. } | Self::Refused { .. } => None,
+        }
+    }
+}
+
+/// Roles that are resolved when they are needed. `serverN`, `clientN` and faults' names come beside them.
+pub const ROLES: &[&str] = &["leader", "any_follower", "any_server", "any_client", "servers", "clients", "agents"];
+
+/// What `expect.cover` may name: counted by the runner and the workloads.
+pub const MARKS: &[&str] = &[
+    "agent.restarted",
+    "dns.answered",
+    "dns.empty",
+    "dns.unanswered",
+    "fault.check_fails",
+    "fault.isolate",
+    "fault.kill",
+    "fault.loss",
+    "fault.one_way_cut",
+    "fault.partition",
+    "fault.restart",
+    "kv.consistent_read_ok",
+    "kv.default_read_ok",
+    "kv.read_refused",
+    "kv.stale_read_ok",
+    "kv.write_failed",
+    "kv.write_ok",
+    "kv.write_unknown",
+    "raft.leader_changed",
+];
+
+impl Scenario {
+    /// Reads a file's text.
+    pub fn parse(file: &str, text: &str) -> Result<Self> {
+        let scenario: Self = toml::from_str(text).with_context(|| format!("read {file}"))?;
+        scenario.check().with_context(|| format!("read {file}"))?;
+        Ok(scenario)
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(!self.claim.trim().is_empty(), "`claim` says nothing");
+        ensure!(self.cluster.servers.low > 0, "`cluster.servers`: a cluster has a server");
+        ensure!(self.cluster.servers.high <= 9, "`cluster.servers`: at most 9");
+        ensure!(self.cluster.clients.high <= 100, "`cluster.clients`: at most 100");
+        for name in &self.expect.invariants {
+            ensure!(
+                name == "all" || invariant::NAMES.contains(&name.as_str()),
+                "`expect.invariants`: {name:?} is none of \"all\", {:?}",
+                invariant::NAMES
+            );
+        }
+        for mark in &self.expect.cover {
+            ensure!(MARKS.contains(&mark.as_str()), "`expect.cover`: {mark:?} is none of {MARKS:?}");
+        }
+        let mut names = BTreeSet::new();
+        for fault in &self.faults {
+            for role in fault.roles() {
+                self.check_role(role, &names)?;
+            }
+            if let Some(name) = fault.name() {
+                ensure!(
+                    names.insert(name) && !self.is_role(name) && name != "start" && name != "end" && !name.contains('.'),
+                    "`fault.name`: {name:?} is taken"
+                );
+            }
+            if let Fault::Kill { every_ms: Some(every_ms), until_ms, .. } = fault {
+                ensure!(until_ms.is_some(), "`fault.every_ms` needs `until_ms`");
+                ensure!(every_ms.low > 0, "`fault.every_ms` is not 0");
+            }
+            if let Fault::CheckFails { service, .. } = fault {
+                let service = self.service(service)?;
+                ensure!(service.check.is_some(), "`fault.service`: {} has no check", service.name);
+            }
+        }
+        for service in &self.services {
+            ensure!(!service.on.is_empty(), "`service.on`: {} is on no node", service.name);
+            for node in &service.on {
+                ensure!(self.is_node(node), "`service.on`: no node is called {node:?}");
+            }
+        }
+        for workload in &self.workloads {
+            let at = match workload {
+                Workload::KvRegister(kv) => {
+                    let reads = &kv.reads;
+                    let sum = reads.consistent_ratio + reads.default_ratio + reads.stale_ratio;
+                    ensure!((sum - 1.0).abs() < 1e-9, "`workload.reads`: the ratios add up to {sum}, not to 1");
+                    ensure!(kv.keys > 0 && kv.clients > 0, "`workload`: it needs keys and clients");
+                    &kv.at
+                }
+                Workload::ServiceDns(dns) => {
+                    self.service(&dns.service)?;
+                    &dns.at
+                }
+            };
+            for role in at {
+                self.check_role(role, &names)?;
+            }
+        }
+        for requirement in &self.requirements {
+            if let Some(service) = requirement.service() {
+                self.service(service)?;
+            }
+            let window = requirement.window();
+            for role in window.at.iter().chain(requirement.node()) {
+                self.check_role(role, &names)?;
+            }
+            for moment in [&window.after, &window.until] {
+                let name = moment.strip_suffix(".end").unwrap_or(moment);
+                let known = matches!(moment.as_str(), "start" | "end") || names.contains(name);
+                ensure!(known, "`require`: {moment:?} is no moment: start, end, or a fault's name with or without .end");
+            }
+        }
+        Ok(())
+    }
+
+    pub fn service(&self, name: &str) -> Result<&Service> {
+        let found = self.services.iter().find(|service| service.name == name);
+        found.with_context(|| format!("no service is called {name:?}"))
+    }
+    /// A node there is whatever the seed draws.
+    fn is_node(&self, name: &str) -> bool {
+        let numbered = |prefix: &str, count: u64| {
+            let number = name.strip_prefix(prefix).and_then(|number| number.parse::<u64>().ok());
+            number.is_some_and(|number| (1..=count).contains(&number))
+        };
+        numbered("server", self.cluster.servers.low) || numbered("client", self.cluster.clients.low)
+    }
+    fn is_role(&self, name: &str) -> bool {
+        ROLES.contains(&name) || self.is_node(name)
+    }
+    fn check_role(&self, name: &str, faults: &BTreeSet<&str>) -> Result<()> {
+        if !self.is_role(name) && !faults.contains(name) {
+            bail!("{name:?} is no role: {ROLES:?}, serverN, clientN, or the name of an earlier fault");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand_core::SeedableRng as _;
+
+    const GOOD: &str = r#"
+        claim = "c"
+        tier = "fast"
+        seeds = { sweep = 3 }
+        run_ms = "1_000..=2000"
+        expect.invariants = ["all"]
+        expect.converge_within_ms = 1000
+        expect.cover = ["kv.write_ok"]
+        [cluster]
+        servers = 3
+        clients = "1..=4"
+        network = { latency_ms = "1..=40", loss_ratio = "0.0..=0.05" }
+        config.dns_config = { only_passing = false }
+        [[service]]
+        name = "web"
+        port = 80
+        on = ["client1"]
+        check = { kind = "script", interval_ms = 1000 }
+        [[workload]]
+        kind = "kv_register"
+        keys = 8
+        reads = { consistent_ratio = 0.7, default_ratio = 0.2, stale_ratio = 0.1 }
+        [[fault]]
+        kind = "kill"
+        name = "killed"
+        nodes = ["leader"]
+        at_ms = 100
+        [[require]]
+        kind = "dns_lacks"
+        service = "web"
+        node = "client1"
+        at = ["servers"]
+        after = "killed"
+        within_ms = 5
+    "#;
+
+    #[track_caller]
+    fn check_refused(from: &str, to: &str, reason: &str) {
+        assert!(GOOD.contains(from));
+        let err = Scenario::parse("f.toml", &GOOD.replace(from, to)).expect_err("it must be refused");
+        let text = format!("{err:#}");
+        assert!(text.contains("f.toml") && text.contains(reason), "{text}");
+    }
+
+    #[test]
+    fn a_good_file_is_read() {
+        let scenario = Scenario::parse("f.toml", GOOD).unwrap();
+        assert_eq!(scenario.cluster.clients, Whole { low: 1, high: 4 });
+        assert_eq!(scenario.run_ms, Whole { low: 1000, high: 2000 });
+    }
+
+    #[test]
+    fn an_unknown_key_anywhere_is_named() {
+        check_refused("claim =", "clam = 1\nclaim =", "clam");
+        check_refused("sweep = 3", "sweep = 3, swep = 1", "swep");
+        check_refused("servers = 3", "servers = 3\nserver = 1", "`server`");
+        check_refused("port = 80", "port = 80\nprot = 1", "prot");
+        check_refused("keys = 8", "keys = 8\nkees = 1", "kees");
+        check_refused("at_ms = 100", "at_ms = 100\nuntill_ms = 1", "untill_ms");
+        check_refused("within_ms = 5", "within_ms = 5\nwithin = 1", "`within`");
+        check_refused("interval_ms = 1000", "interval = 1", "interval");
+    }
+
+    #[test]
+    fn what_means_nothing_is_refused_with_the_reason() {
+        check_refused("\"all\"", "\"al\"", "al");
+        check_refused("kv.write_ok", "kv.write", "kv.write");
+        check_refused("[\"leader\"]", "[\"lader\"]", "lader");
+        check_refused("[\"client1\"]", "[\"client2\"]", "client2");
+        check_refused("after = \"killed\"", "after = \"kiled\"", "kiled");
+        check_refused("= 0.7", "= 0.6", "add up");
+        check_refused("1..=40", "40..=1", "40..=1");
+        check_refused("0.05", "1.05", "0..=1");
+        check_refused("kind = \"kill\"", "kind = \"kil\"", "kil");
+        check_refused("service = \"web\"", "service = \"wob\"", "wob");
+    }
+
+    #[test]
+    fn draws_cover_their_range_and_nothing_else() {
+        let mut rng = Rng::from_seed([1; 32]);
+        let drawn: BTreeSet<u64> = (0..200).map(|_| Whole { low: 3, high: 5 }.draw(&mut rng)).collect();
+        assert_eq!(drawn, BTreeSet::from([3, 4, 5]));
+        assert_eq!(Whole::fixed(9).draw(&mut rng), 9);
+        let ratio = Ratio { low: 0.25, high: 0.5 };
+        assert!((0..200).all(|_| (0.25..=0.5).contains(&ratio.draw(&mut rng))));
+    }
+}

@@ -1,0 +1,154 @@
+//! The wire between users and agents: requests as real clients send them, and what a sabotage does to them.
+//!
+//! A sabotage breaks from outside what a scenario guards, to show that the scenario would notice: see `scenarios/README.md`.
+
+use crate::client::{Client, HttpAnswer};
+use crate::rt::SimRt;
+use crate::story::Story;
+use anyhow::{Result, bail};
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::{RData, RecordType};
+use hyper::Method;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+pub const USERS: &str = "users";
+const HTTP_PORT: u16 = 8500;
+const DNS_PORT: u16 = 8600;
+
+/// What is broken on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    /// All disks acknowledge syncs and make nothing durable.
+    LyingSyncs,
+    /// `?consistent` becomes `?stale` on the way to the agent.
+    ConsistentAsStale,
+    /// `?stale` becomes `?consistent` on the way to the agent.
+    StaleAsConsistent,
+    /// A resolver on the way repeats its first answer with instances for ever.
+    DnsRepeatsOldAnswers,
+    /// Nobody whom a scenario kills dies.
+    KillsDoNothing,
+}
+
+impl FromStr for Sabotage {
+    type Err = anyhow::Error;
+    fn from_str(name: &str) -> Result<Self> {
+        Ok(match name {
+            "lying-syncs" => Self::LyingSyncs,
+            "consistent-as-stale" => Self::ConsistentAsStale,
+            "stale-as-consistent" => Self::StaleAsConsistent,
+            "dns-repeats-old-answers" => Self::DnsRepeatsOldAnswers,
+            "kills-do-nothing" => Self::KillsDoNothing,
+            _ => bail!(
+                "--sabotage {name}: not one of lying-syncs, consistent-as-stale, stale-as-consistent, \
+                 dns-repeats-old-answers, kills-do-nothing"
+            ),
+        })
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum Failure {
+    /// The request never left: there was no connection.
+    NotSent(String),
+    Unanswered(String),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotSent(why) | Self::Unanswered(why) => f.write_str(why),
+        }
+    }
+}
+
+/// Users' way to the agents. Clones are the same way.
+#[derive(Clone)]
+pub struct Wire {
+    story: Story,
+    client: Client,
+    sabotage: Option<Sabotage>,
+    old_answers: Arc<Mutex<BTreeMap<(String, String), BTreeSet<String>>>>,
+}
+
+impl Wire {
+    pub fn new(story: &Story, rt: SimRt, sabotage: Option<Sabotage>) -> Self {
+        Self {
+            story: story.clone(),
+            client: Client::new(rt, Duration::from_secs(3)),
+            sabotage,
+            old_answers: Arc::default(),
+        }
+    }
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self {
+            client: self.client.with_timeout(timeout),
+            ..self.clone()
+        }
+    }
+    pub async fn http(
+        &self,
+        method: Method,
+        agent: &str,
+        path: &str,
+        body: impl Into<bytes::Bytes>,
+    ) -> Result<HttpAnswer, Failure> {
+        let path = match self.sabotage {
+            Some(Sabotage::ConsistentAsStale) => path.replace("consistent", "stale"),
+            Some(Sabotage::StaleAsConsistent) => path.replace("stale", "consistent"),
+            _ => path.to_owned(),
+        };
+        let url = format!("http://{}:{HTTP_PORT}{path}", self.story.world.ip(agent));
+        self.client.http(method, &url, body).await.map_err(|err| {
+            let why = format!("{err:#}");
+            // The client's own word for where it failed.
+            match err.downcast_ref::<&'static str>() {
+                Some(&"connect") => Failure::NotSent(why),
+                _ => Failure::Unanswered(why),
+            }
+        })
+    }
+    pub async fn get(&self, agent: &str, path: &str) -> Result<HttpAnswer, Failure> {
+        self.http(Method::GET, agent, path, "").await
+    }
+    /// JSON of a GET; an error for any other status than 200.
+    pub async fn json(&self, agent: &str, path: &str) -> Result<serde_json::Value, Failure> {
+        let answer = self.get(agent, path).await?;
+        match serde_json::from_slice(&answer.body) {
+            Ok(value) if answer.status == 200 => Ok(value),
+            _ => Err(Failure::Unanswered(format!("{path} at {agent}: {} {}", answer.status, answer.text()))),
+        }
+    }
+    /// The nodes that have an instance of the service, by SRV records.
+    pub async fn dns_instances(&self, agent: &str, service: &str) -> Result<BTreeSet<String>, Failure> {
+        let server = SocketAddr::new(self.story.world.ip(agent), DNS_PORT);
+        let qname = format!("{service}.service.consul.");
+        let answer = self.client.dns(server, &qname, RecordType::SRV).await;
+        let answer = answer.map_err(|err| Failure::Unanswered(format!("{err:#}")))?;
+        let code = answer.metadata.response_code;
+        if !matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
+            return Err(Failure::Unanswered(format!("{qname} at {agent}: {code}")));
+        }
+        let mut nodes = BTreeSet::new();
+        for record in &answer.answers {
+            if let RData::SRV(srv) = &record.data {
+                let target = srv.target.to_utf8();
+                nodes.insert(target.split('.').next().unwrap_or_default().to_owned());
+            }
+        }
+        if self.sabotage == Some(Sabotage::DnsRepeatsOldAnswers) {
+            let mut old = self.old_answers.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = old.entry((agent.to_owned(), qname)).or_insert_with(|| nodes.clone());
+            if kept.is_empty() {
+                *kept = nodes;
+            }
+            return Ok(kept.clone());
+        }
+        Ok(nodes)
+    }
+}
