@@ -440,7 +440,7 @@ fn services_are_read_from_every_form_of_definition() {
     let hcl = "service {\n  name = \"web\"\n  port = 8080\n  tags = [\"v1\"]\n  check {\n    args = [\"true\"]\n    interval = \"1s\"\n  }\n}\n";
     let json = json!({"services": [
         {"name": "db", "id": "db-1", "port": 5432, "check": {"ttl": "10m", "status": "passing"}},
-        {"name": "db", "id": "db-2", "port": 5433, "check": {"args": ["false"], "interval": "1s"}},
+        {"name": "db", "id": "db-2", "port": 5433, "check": {"args": ["sh", "-c", "exit 2"], "interval": "1s"}},
     ]});
     let mut agent = Agent::new("n1", &["-dev"])
         .with_config("web.hcl", hcl)

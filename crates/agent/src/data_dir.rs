@@ -14,9 +14,13 @@ use quorate_wire::local::{LEN_BYTES_MAX, LocalKind, decode_local, encode_local};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
+
+/// There is one list of members.
+const MEMBERS_ID: &str = "members";
 
 /// Why the data directory cannot be used.
 #[derive(Debug, Error)]
@@ -90,7 +94,12 @@ impl<R: Rt> DataDir<R> {
             None => AnyDisk::Memory(MemoryDisk::default()),
         };
         let path = path.unwrap_or_else(|| Path::new("/")).to_owned();
-        for folder in [path.clone(), path.join("services"), path.join("checks/state")] {
+        for folder in [
+            path.clone(),
+            path.join("services"),
+            path.join("members"),
+            path.join("checks/state"),
+        ] {
             disk.create_dir_all(&folder)
                 .await
                 .map_err(|err| DataDirError::Create { path: folder, err })?;
@@ -248,7 +257,28 @@ impl<R: Rt> DataDir<R> {
             LocalKind::Service => "services",
             LocalKind::Check => "checks",
             LocalKind::TtlState => "checks/state",
+            LocalKind::Members => "members",
         })
+    }
+
+    /// Keeps whom to ask for the pool after a restart.
+    pub async fn keep_members(&self, addresses: &[SocketAddr]) -> Result<(), DataDirError> {
+        self.keep(LocalKind::Members, MEMBERS_ID, &addresses).await
+    }
+    /// Whom this agent knew before its restart; none after it had left. A damaged file is no more than forgotten:
+    /// whoever is joined tells the same.
+    pub async fn kept_members(&self) -> Vec<SocketAddr> {
+        let path = self.folder(LocalKind::Members).join(file_name(MEMBERS_ID));
+        match self.disk.read(&path, LEN_BYTES_MAX as u64).await {
+            Ok(bytes) => decode_local(LocalKind::Members, &bytes).unwrap_or_else(|err| {
+                tracing::warn!(path = %path.display(), %err, "the members known before are forgotten: the file is damaged");
+                Vec::new()
+            }),
+            Err(_) => Vec::new(),
+        }
+    }
+    pub async fn forget_members(&self) -> Result<(), DataDirError> {
+        self.forget(LocalKind::Members, MEMBERS_ID).await
     }
 
     /// Writes the process id where the operator asked for it.

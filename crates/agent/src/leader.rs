@@ -11,7 +11,7 @@ use quorate_anti_entropy::{Catalog, Change, reconcile};
 use quorate_gossip::{Gossip, MemberEvent, MemberEvents};
 use quorate_replica::{Bootstrapped, RaftRt, Replica};
 use quorate_store::{Answer, Command, Consistency, Outcome, Query};
-use quorate_types::{Member, MemberStatus, ModifyIndex, NodeId};
+use quorate_types::{Instant, Member, MemberStatus, ModifyIndex, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,7 +25,14 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 const TOMBSTONE_TTL: Duration = Duration::from_secs(15 * 60);
 /// How exact that is.
 const TOMBSTONE_GRANULARITY: Duration = Duration::from_secs(30);
+/// Between two looks at whether this server leads by now.
+const LEADER_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const BATCH_COUNT_MAX: usize = 64;
+/// A node of the catalog that the pool does not know counts as failed after this long. A member that lives is heard of
+/// within a push/pull interval (30 s) of the leader's start, and mostly at once: agents keep whom they knew.
+const MISSING_GRACE: Duration = Duration::from_secs(30);
+/// Between two looks while nodes are missing.
+const MISSING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What a server knows of itself.
 #[derive(Clone)]
@@ -38,6 +45,8 @@ pub struct ServerDuties<R: RaftRt> {
     pub bootstrap: bool,
     /// 0: this server founds no cluster.
     pub bootstrap_expect: u32,
+    /// A node that stays missing is forgotten after this long, like a failed member.
+    pub reconnect_timeout: Duration,
 }
 
 impl<R: RaftRt> ServerDuties<R> {
@@ -120,11 +129,12 @@ impl<R: RaftRt> ServerDuties<R> {
         loop {
             let seen = self.replica.leadership_version();
             if !self.replica.status().is_leader {
-                tracing::debug!(seen, "not the leader");
-                self.replica.leadership_changed(seen).await;
+                // A fresh leader is called one only once a quorum has answered it, and that is no move that anybody is told
+                // of: so it is looked at again.
+                let moved = self.replica.leadership_changed(seen);
+                let _ = self.rt.timeout(LEADER_LOOK_INTERVAL, moved).await;
                 continue;
             }
-            tracing::debug!(seen, "confirming leadership");
             if self.replica.read_barrier(Consistency::Consistent).await.is_err() {
                 // Deposed already, or not confirmed yet: a change of leadership or a moment later tells.
                 let _ = self
@@ -146,15 +156,17 @@ impl<R: RaftRt> ServerDuties<R> {
 
     async fn lead_one_term(&self, seen: u64, events: &mut MemberEvents) {
         let mut tombstones = Tombstones::default();
+        let mut missing_since: BTreeMap<NodeId, Instant> = BTreeMap::new();
         let mut reconcile_at = self.rt.now();
         loop {
             let now = self.rt.now();
             if now >= reconcile_at {
+                let written = self.reconcile_all(&mut missing_since).await;
                 reconcile_at = now
-                    + if self.reconcile_all().await {
-                        RECONCILE_INTERVAL
-                    } else {
-                        RETRY_DELAY
+                    + match (written, missing_since.is_empty()) {
+                        (false, _) => RETRY_DELAY,
+                        (true, false) => MISSING_INTERVAL,
+                        (true, true) => RECONCILE_INTERVAL,
                     };
             }
             let index = self.replica.snapshot().last_index();
@@ -201,29 +213,41 @@ impl<R: RaftRt> ServerDuties<R> {
         }
     }
 
-    async fn reconcile_all(&self) -> bool {
+    async fn reconcile_all(&self, missing_since: &mut BTreeMap<NodeId, Instant>) -> bool {
         let members = self.gossip.members();
-        let mut written = self.reconcile(&members).await;
+        let written = self.reconcile(&members).await;
         let names: BTreeSet<String> = members.iter().map(|member| member.name.to_lowercase()).collect();
         let snapshot = self.replica.snapshot();
+        let now = self.rt.now();
+        let mut still_missing = BTreeMap::new();
         let mut changes = Vec::new();
         if let Answer::Nodes(nodes) = snapshot.evaluate(&Query::Nodes { node_meta: Vec::new() }).answer {
             for node in nodes.iter().filter(|node| !names.contains(&node.name.to_lowercase())) {
                 let query = Query::Node {
                     node: node.name.clone(),
                 };
-                if let Answer::Node(Some(view)) = snapshot.evaluate(&query).answer {
-                    let catalog = Catalog {
-                        node: &view.node,
-                        services: &view.services,
-                        checks: &view.checks,
-                    };
-                    changes.extend(reconcile::reaped(catalog, self.node_id));
+                let Answer::Node(Some(view)) = snapshot.evaluate(&query).answer else {
+                    continue;
+                };
+                let catalog = Catalog {
+                    node: &view.node,
+                    services: &view.services,
+                    checks: &view.checks,
+                };
+                if !reconcile::is_missing(catalog, self.node_id) {
+                    continue;
                 }
+                let since = *missing_since.get(&node.id).unwrap_or(&now);
+                match now - since {
+                    missing if missing >= self.reconnect_timeout => changes.push(reconcile::reaped(catalog)),
+                    missing if missing >= MISSING_GRACE => changes.extend(reconcile::missing(catalog)),
+                    _ => {}
+                }
+                still_missing.insert(node.id, since);
             }
         }
-        written &= self.write(&changes).await;
-        written
+        *missing_since = still_missing;
+        self.write(&changes).await && written
     }
 
     /// Brings the catalog in line with these members; whether all was written.

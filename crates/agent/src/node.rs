@@ -33,6 +33,9 @@ use tokio::sync::Notify;
 
 /// A stop that takes longer is forced (cli.md section 2).
 const GRACEFUL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Members kept for a restart: whoever of them answers tells of all others.
+const KEPT_MEMBER_COUNT_MAX: usize = 64;
+const KEEP_MEMBERS_DELAY: Duration = Duration::from_millis(500);
 /// A leader that leaves waits so long for another one to take over, and a leaving server to be removed.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -115,6 +118,7 @@ pub(crate) struct Inner<R: RaftRt> {
     pub(crate) router: Router<R>,
     pub(crate) gossip: Gossip<R>,
     pub(crate) local: Local<R>,
+    data_dir: DataDir<R>,
     staleness: Arc<ArcSwap<Staleness>>,
     http: Mutex<Option<HttpServer<R, AgentBackend<R>>>>,
     dns: Mutex<Option<DnsServer<R, DnsCatalog<R>>>>,
@@ -261,6 +265,7 @@ impl<R: RaftRt> Agent<R> {
                 router,
                 gossip,
                 local,
+                data_dir,
                 staleness,
                 http: Mutex::default(),
                 dns: Mutex::default(),
@@ -301,6 +306,7 @@ impl<R: RaftRt> Agent<R> {
                 node_id: inner.node_id,
                 bootstrap: config.bootstrap,
                 bootstrap_expect: config.bootstrap_expect,
+                reconnect_timeout: config.gossip_lan.reconnect_timeout,
             };
             self.keep(rt.spawn("agent.track", duties.clone().track_servers()));
             self.keep(rt.spawn("agent.lead", duties.lead()));
@@ -355,6 +361,7 @@ impl<R: RaftRt> Agent<R> {
         self.keep(rt.spawn("agent.results", inner.local.clone().take_results(results)));
         self.keep(rt.spawn("agent.reap", inner.local.clone().reap_critical()));
         self.keep(rt.spawn("agent.servers-seen", self.clone().watch_servers()));
+        self.keep(rt.spawn("agent.members", self.clone().keep_members()));
         if !config.join.retry_join.is_empty() {
             self.keep(rt.spawn("agent.retry-join", self.clone().retry_join()));
         }
@@ -458,6 +465,11 @@ impl<R: RaftRt> Agent<R> {
             }
         }
         *locked(&inner.sync_task) = None;
+        if !self.config().join.rejoin_after_leave
+            && let Err(err) = inner.data_dir.forget_members().await
+        {
+            tracing::warn!(%err, "the members known now are not forgotten: a restart will join them");
+        }
         let others = inner
             .router
             .replica()
@@ -581,6 +593,37 @@ impl<R: RaftRt> Agent<R> {
                 failures.push(err.to_string());
                 Err(failures.join(", "))
             }
+        }
+    }
+
+    /// Joins whom this agent knew before its restart, then keeps whom it knows. A server that comes back thus hears at once
+    /// of the clients that no configuration names.
+    async fn keep_members(self) {
+        let rt = &self.inner.rt;
+        let data_dir = &self.inner.data_dir;
+        let mut kept = data_dir.kept_members().await;
+        if !kept.is_empty()
+            && let Err(err) = self.inner.gossip.join(&kept).await
+        {
+            tracing::debug!(%err, "nobody known before the restart answered");
+        }
+        let mut events = self.inner.gossip.subscribe();
+        loop {
+            let members = self.inner.gossip.members();
+            let alive = members
+                .iter()
+                .filter(|member| member.status == MemberStatus::Alive && member.id != self.inner.node_id)
+                .map(|member| member.address);
+            let known: Vec<SocketAddr> = alive.take(KEPT_MEMBER_COUNT_MAX).collect();
+            if known != kept && !known.is_empty() {
+                match data_dir.keep_members(&known).await {
+                    Ok(()) => kept = known,
+                    Err(err) => tracing::warn!(%err, "the members known now are not kept for a restart"),
+                }
+            }
+            events.next().await;
+            // Events come in bursts: one write for all of them.
+            rt.sleep(KEEP_MEMBERS_DELAY).await;
         }
     }
 

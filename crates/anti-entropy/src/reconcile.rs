@@ -15,10 +15,33 @@ pub fn member(member: &Member, datacenter: &str, me: NodeId, catalog: Option<Cat
     }
 }
 
-/// A node with serfHealth whom the pool no longer knows: it was reaped. `None`: it is external, or the leader itself.
-pub fn reaped(catalog: Catalog<'_>, me: NodeId) -> Option<Change> {
-    let is_member = catalog.checks.iter().any(|check| check.check_id == SERF_HEALTH_ID);
-    (is_member && catalog.node.id != me).then(|| deregister(&catalog.node.name, catalog.node.id))
+/// Whether a node whom the pool does not know is one that it should know: it has serfHealth, and is not the leader.
+pub fn is_missing(catalog: Catalog<'_>, me: NodeId) -> bool {
+    catalog.checks.iter().any(|check| check.check_id == SERF_HEALTH_ID) && catalog.node.id != me
+}
+
+/// A node that has been missing for longer than a member could take to be heard of: as one that failed. Consul
+/// deregisters it at once; a fresh leader that has not heard of everyone yet would then drop living nodes.
+pub fn missing(catalog: Catalog<'_>) -> Option<Change> {
+    let is_critical = |check: &Check| check.check_id == SERF_HEALTH_ID && check.status == CheckStatus::Critical;
+    if catalog.checks.iter().any(|check| is_critical(check)) {
+        return None;
+    }
+    let node = catalog.node;
+    Some(Change::Register(Box::new(Registration {
+        node_id: node.id,
+        node: node.name.clone(),
+        address: node.address.clone(),
+        datacenter: node.datacenter.clone(),
+        checks: vec![serf_health(&node.name, CheckStatus::Critical, FAILED_OUTPUT)],
+        skip_node_update: true,
+        ..Registration::default()
+    })))
+}
+
+/// A node that the pool has forgotten, or that has been missing for as long as it takes to be forgotten.
+pub fn reaped(catalog: Catalog<'_>) -> Change {
+    deregister(&catalog.node.name, catalog.node.id)
 }
 
 fn alive(member: &Member, datacenter: &str, catalog: Option<Catalog<'_>>) -> Vec<Change> {
@@ -215,7 +238,9 @@ mod tests {
         assert_eq!(view(&failed).2[0].status, CheckStatus::Critical);
         let left = member(&server(MemberStatus::Left), "dc1", id(9), Some(catalog));
         assert!(matches!(&left[..], [Change::Deregister(gone)] if gone.node == "s1"));
-        assert!(reaped(catalog, id(9)).is_some());
+        assert!(is_missing(catalog, id(9)));
+        assert_eq!(view(&[missing(catalog).unwrap()]).2[0].status, CheckStatus::Critical);
+        assert!(matches!(reaped(catalog), Change::Deregister(gone) if gone.node == "s1"));
     }
 
     #[test]
@@ -228,9 +253,9 @@ mod tests {
             checks: &checks,
         };
         assert!(member(&server(MemberStatus::Left), "dc1", id(1), Some(catalog)).is_empty());
-        assert!(reaped(catalog, id(1)).is_none());
+        assert!(!is_missing(catalog, id(1)));
         let external = Catalog { checks: &[], ..catalog };
-        assert!(reaped(external, id(9)).is_none());
+        assert!(!is_missing(external, id(9)));
     }
 
     #[test]

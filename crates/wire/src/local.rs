@@ -20,6 +20,8 @@ pub enum LocalKind {
     Service = 1,
     Check = 2,
     TtlState = 3,
+    /// Gossip addresses of the members last known alive.
+    Members = 4,
 }
 
 /// A record as a file's content.
