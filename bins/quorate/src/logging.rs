@@ -31,7 +31,10 @@ struct Switches {
 
 impl Default for Switches {
     fn default() -> Self {
-        Self { level: AtomicU8::new(rank(Level::INFO)), json: AtomicBool::new(false) }
+        Self {
+            level: AtomicU8::new(rank(Level::INFO)),
+            json: AtomicBool::new(false),
+        }
     }
 }
 
@@ -72,7 +75,11 @@ impl Logs {
         let level = self.switches.level.load(Ordering::Relaxed);
         let ours = metadata.target().starts_with("quorate");
         // A library's complaints are details of ours, which say the same with what to do about it.
-        let most = if ours || level == rank(Level::TRACE) { level } else { rank(Level::ERROR).min(level) };
+        let most = if ours || level == rank(Level::TRACE) {
+            level
+        } else {
+            rank(Level::ERROR).min(level)
+        };
         rank(*metadata.level()) <= most
     }
 }
@@ -173,7 +180,11 @@ where
         event.record(&mut fields);
         let metadata = event.metadata();
         let module = module(metadata.target());
-        let layout = if self.logs.switches.json.load(Ordering::Relaxed) { json } else { line };
+        let layout = if self.logs.switches.json.load(Ordering::Relaxed) {
+            json
+        } else {
+            line
+        };
         writeln!(writer, "{}", layout(&time, *metadata.level(), &module, &fields))
     }
 }
@@ -202,7 +213,10 @@ mod tests {
     fn a_json_line_is_an_object_with_the_fields() {
         let text = json("t", Level::WARN, "agent", &sample());
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!((&value["@level"], &value["check"]), (&"warn".into(), &"service:web".into()));
+        assert_eq!(
+            (&value["@level"], &value["check"]),
+            (&"warn".into(), &"service:web".into())
+        );
     }
 
     #[test]

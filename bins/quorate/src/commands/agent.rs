@@ -91,7 +91,10 @@ fn banner(agent: &Agent<TokioRt>, config: &Config) -> String {
     let dns = agent.dns_addresses().first().map(std::net::SocketAddr::port);
     let clients: Vec<String> = config.client_addrs.iter().map(ToString::to_string).collect();
     let segment = if config.server { "<all>" } else { "" };
-    let server = member.tags.get("port").map_or_else(String::new, |port| format!(", RPC: {port}"));
+    let server = member
+        .tags
+        .get("port")
+        .map_or_else(String::new, |port| format!(", RPC: {port}"));
     format!(
         "           Version: '{}' (Consul API {API_VERSION})
            Node ID: '{}'
