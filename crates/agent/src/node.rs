@@ -33,6 +33,8 @@ use tokio::sync::Notify;
 
 /// A stop that takes longer is forced (cli.md section 2).
 const GRACEFUL_TIMEOUT: Duration = Duration::from_secs(15);
+/// After the first failed join; doubles up to `retry_interval`.
+const FIRST_JOIN_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Members kept for a restart: whoever of them answers tells of all others.
 const KEPT_MEMBER_COUNT_MAX: usize = 64;
 const KEEP_MEMBERS_DELAY: Duration = Duration::from_millis(500);
@@ -630,8 +632,12 @@ impl<R: RaftRt> Agent<R> {
     async fn retry_join(self) {
         let rt = &self.inner.rt;
         let mut attempt = 0_u32;
+        // Agents that are started together miss one another by moments: the first tries follow sooner than the interval
+        // that Consul waits from the beginning. Who counts the tries gets the interval.
+        let mut delay = FIRST_JOIN_RETRY_DELAY;
         loop {
             let config = self.config();
+            let interval = config.join.retry_interval;
             match self.join_once(&config.join.retry_join).await {
                 Ok(count) => {
                     tracing::info!(count, "joined");
@@ -653,10 +659,12 @@ impl<R: RaftRt> Agent<R> {
                         self.end(Ending::Stopped);
                         return;
                     }
-                    tracing::warn!(%err, retry_interval = ?config.join.retry_interval, "join failed, will retry");
+                    tracing::warn!(%err, "join failed, will retry");
                 }
             }
-            rt.sleep(config.join.retry_interval).await;
+            let pause = if config.join.retry_max > 0 { interval } else { delay.min(interval) };
+            delay = delay.saturating_mul(2);
+            rt.sleep(pause).await;
         }
     }
 
