@@ -6,13 +6,15 @@
 use crate::scenario::{KvOperation, Requirement, Window};
 use crate::story::Story;
 use crate::wire::Wire;
-use crate::workload::kv_register::{Call, Outcome};
+use crate::workload::kv_register::{Call, KvClients, Outcome};
 use hyper::Method;
 use quorate_rt::{Rt as _, Task};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
+/// Loss takes a question now and then; so many in a row are silence.
+const SILENCE_COUNT: usize = 5;
 
 /// What an answer says of a requirement.
 enum Answer {
@@ -28,6 +30,8 @@ struct Asker {
     wire: Wire,
     position: usize,
     requirement: Arc<Requirement>,
+    /// Whose history the operations go into that must be refused.
+    register: Option<KvClients>,
     /// How many answers were inside the window.
     counted: Arc<Mutex<u64>>,
 }
@@ -38,13 +42,14 @@ pub struct Requirements {
 }
 
 impl Requirements {
-    pub fn new(story: &Story, wire: &Wire) -> Self {
+    pub fn new(story: &Story, wire: &Wire, registers: &[KvClients]) -> Self {
         let requirements = story.scenario.requirements.iter().enumerate();
         let asker = |(position, requirement): (usize, &Requirement)| Asker {
             story: story.clone(),
             wire: wire.with_timeout(Duration::from_secs(1)),
             position,
             requirement: Arc::new(requirement.clone()),
+            register: registers.first().cloned(),
             counted: Arc::default(),
         };
         Self {
@@ -53,7 +58,7 @@ impl Requirements {
     }
     /// One asker an agent, on the users' machine. They end with the story.
     pub fn start(&self, rt: &crate::rt::SimRt) -> Vec<Task> {
-        let askers = self.askers.iter().filter(|asker| !matches!(*asker.requirement, Requirement::Refused { .. }));
+        let askers = self.askers.iter();
         askers.map(|asker| rt.spawn("require", asker.clone().run(rt.clone()))).collect()
     }
     /// After the run: what the history tells, and whether anybody could ask at all.
@@ -113,12 +118,11 @@ impl Asker {
         let opens_at = after + Duration::from_millis(window.within_ms);
         for agent in self.story.resolve_all(&window.at, &mut rng) {
             let (asker, node) = (self.clone(), node.clone());
-            let is_write = matches!(*self.requirement, Requirement::WritesResume { .. });
             rt.spawn("require.agent", async move {
-                if is_write {
-                    asker.write(&agent, opens_at).await;
-                } else {
-                    asker.ask_on(&agent, &node, opens_at).await;
+                match &*asker.requirement {
+                    Requirement::WritesResume { .. } => asker.write(&agent, opens_at).await,
+                    Requirement::Refused { operations, .. } => asker.operate(&agent, operations, opens_at).await,
+                    _ => asker.ask_on(&agent, &node, opens_at).await,
                 }
             });
         }
@@ -127,7 +131,7 @@ impl Asker {
     /// Asks one agent until the window closes.
     async fn ask_on(&self, agent: &str, node: &str, opens_at: Duration) {
         let world = &self.story.world;
-        let mut missing: Option<String> = None;
+        let mut missing = Vec::new();
         while !self.is_closed() {
             let (asked_at, boot) = (world.elapsed(), world.boot(agent));
             if self.story.is_serving(agent) {
@@ -138,7 +142,7 @@ impl Asker {
                 if is_inside && is_fair {
                     match answer {
                         Answer::Right => {
-                            missing = None;
+                            missing.clear();
                             self.count();
                         }
                         Answer::Wrong(what) => {
@@ -146,14 +150,13 @@ impl Asker {
                             self.story.breaks(format!("{} at {agent}: {what}", self.name()));
                             return;
                         }
-                        Answer::Missing(why) => missing = Some(why),
+                        Answer::Missing(why) => missing.push(why),
                     }
                 }
             }
             world.advance(ASK_INTERVAL).await;
         }
-        if let Some(why) = missing {
-            // Loss takes a question now and then, but the last word must not be silence.
+        if let Some(why) = missing.last().filter(|_| missing.len() >= SILENCE_COUNT) {
             self.story.breaks(format!("{} at {agent}: no answer at last: {why}", self.name()));
         }
     }
@@ -236,6 +239,25 @@ impl Asker {
             return;
         }
         self.story.breaks(format!("{} at {agent}: no write was acknowledged: {failures:?}", self.name()));
+    }
+
+    /// Tries what must be refused. The history judges it, as it judges those of the workload.
+    async fn operate(&self, agent: &str, operations: &[KvOperation], opens_at: Duration) {
+        let world = &self.story.world;
+        let Some(register) = &self.register else { return };
+        world.advance(opens_at.saturating_sub(world.elapsed())).await;
+        for key in register.keys().collect::<Vec<_>>().iter().cycle() {
+            for operation in operations {
+                if self.is_closed() {
+                    return;
+                }
+                match operation {
+                    KvOperation::Write => drop(register.write(agent, key).await),
+                    read => drop(register.read(agent, key, *read).await),
+                }
+                world.advance(ASK_INTERVAL).await;
+            }
+        }
     }
 
     fn check_refused(&self, operations: &[KvOperation], window: &Window, calls: &[Call]) {

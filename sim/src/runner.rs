@@ -295,7 +295,7 @@ impl Run {
                 }
             }
         }
-        let requirements = Requirements::new(story, &self.wire);
+        let requirements = Requirements::new(story, &self.wire, &registers);
         tasks.extend(requirements.start(&self.users));
         story.set_moment("start");
         let begin = story.world.elapsed();

@@ -600,6 +600,11 @@ impl Scenario {
             if let Some(service) = requirement.service() {
                 self.service(service)?;
             }
+            if let Requirement::Refused { operations, .. } = requirement {
+                let is_kv = |workload: &Workload| matches!(workload, Workload::KvRegister(_));
+                ensure!(self.workloads.iter().any(is_kv), "`require`: refused needs a kv_register workload");
+                ensure!(!operations.is_empty(), "`require.operations` names none");
+            }
             let window = requirement.window();
             for role in window.at.iter().chain(requirement.node()) {
                 self.check_role(role, &names)?;
