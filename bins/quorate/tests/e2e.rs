@@ -470,6 +470,9 @@ struct Cluster {
 
 impl Cluster {
     fn start() -> Self {
+        Self::start_with(1)
+    }
+    fn start_with(raft_multiplier: u32) -> Self {
         let mut servers: Vec<Agent> = ["s1", "s2", "s3"]
             .map(|name| Agent::new(name, &["-bind=127.0.0.1"]))
             .into();
@@ -485,7 +488,7 @@ impl Cluster {
                 "server": is_server,
                 "retry_join": join,
                 "retry_interval": "1s",
-                "performance": {"raft_multiplier": 1},
+                "performance": {"raft_multiplier": raft_multiplier},
             });
             if is_server {
                 config["bootstrap_expect"] = json!(3);
@@ -619,20 +622,41 @@ fn a_cluster_keeps_its_services_and_writes_through_killed_servers_and_clients() 
 }
 
 #[test]
-fn a_client_that_leaves_is_forgotten_and_exits_with_success() {
+fn a_client_that_leaves_is_forgotten_at_once_and_exits_with_success() {
+    /// Below what it takes to find out that a member failed: a probe of a second and a suspicion of four.
+    const LEAVE_MAX: Duration = Duration::from_secs(2);
     let mut cluster = Cluster::start();
+    let reply = cluster.clients[1].put("/v1/agent/service/register", &json!({"Name": "web", "Port": 80}));
+    assert_eq!(reply.status, 200, "{reply:?}");
+    wait_until("every server's DNS has the client's service", || {
+        let mut servers = cluster.servers.iter();
+        servers.all(|server| !server.dig_short("web.service.consul", "A").is_empty())
+    });
+    let left_at = Instant::now();
     cluster.clients[1]
         .cli(&["leave"])
         .check(0, "Graceful leave complete\n", "");
-    assert_eq!(cluster.clients[1].wait_for_end(), 0);
-    wait_until("its node is deregistered", || {
-        let nodes = cluster.servers[0].get("/v1/catalog/nodes");
-        nodes.is_some_and(|nodes| {
-            nodes
-                .as_array()
-                .is_some_and(|nodes| !nodes.is_empty() && nodes.iter().all(|node| node["Node"] != "c2"))
-        })
+    wait_until("no server's DNS has the service of the client that left", || {
+        let mut servers = cluster.servers.iter();
+        servers.all(|server| server.dig_short("web.service.consul", "A").is_empty())
     });
+    let elapsed = left_at.elapsed();
+    assert!(
+        elapsed < LEAVE_MAX,
+        "the service was given for {elapsed:?} after the leave"
+    );
+    assert_eq!(cluster.clients[1].wait_for_end(), 0);
+    for server in &cluster.servers {
+        let nodes = server.get("/v1/catalog/nodes?stale").expect("the server answers");
+        let mut nodes = nodes.as_array().expect("a list").iter();
+        assert!(
+            nodes.len() > 0 && nodes.all(|node| node["Node"] != "c2"),
+            "{}",
+            server.name
+        );
+        let left = server.cli(&["members", "-status=left"]);
+        assert!(left.code == 0 && left.stdout.contains("c2 "), "{left:?}");
+    }
 }
 
 #[test]
@@ -865,7 +889,12 @@ fn an_agent_that_cannot_start_says_why_and_exits_with_1() {
 
 #[test]
 fn an_agent_whose_port_is_taken_says_so_and_exits_with_1() {
-    for port_of in [|ports: &Ports| ports.http, |ports: &Ports| ports.serf_lan] {
+    for port_of in [
+        |ports: &Ports| ports.http,
+        |ports: &Ports| ports.serf_lan,
+        |ports: &Ports| ports.server,
+        |ports: &Ports| ports.dns,
+    ] {
         let agent = Agent::new("n1", &["-dev"]);
         let _taken = TcpListener::bind(("127.0.0.1", port_of(&agent.ports))).expect("it was free");
         let output = refused(agent).to_lowercase();
@@ -928,4 +957,285 @@ fn bad_requests_get_an_error_and_the_agent_lives_on() {
     assert!(agent.dig(&["nothing.example.com", "A"]).contains("status: REFUSED"));
     assert!(agent.dig(&["n1.node.consul", "A"]).contains("127.0.0.1"));
     assert!(agent.is_running());
+}
+
+/// A server that is its own cluster and keeps its state.
+fn lone_server() -> Agent {
+    let mut agent = Agent::new("n1", &["-bind=127.0.0.1", "-server", "-bootstrap"]);
+    agent
+        .arguments
+        .push(format!("-data-dir={}", agent.folder.0.join("data").display()));
+    agent
+}
+
+fn service_ids(agent: &Agent) -> Vec<String> {
+    let services = agent.get("/v1/agent/services").expect("the agent answers");
+    services.as_object().expect("a map by id").keys().cloned().collect()
+}
+
+#[test]
+fn a_reload_takes_new_files_and_a_mistake_in_one_changes_nothing() {
+    let web = r#"{"service": {"name": "web", "port": 80}}"#;
+    let mut agent = Agent::new("n1", &["-dev"]).with_config("web.json", web);
+    agent.start();
+    agent.wait_for_leader();
+
+    agent
+        .folder
+        .write("config/api.json", r#"{"service": {"name": "api", "port": 81}}"#);
+    agent.signal("HUP");
+    wait_until("DNS has the service of the new file", || {
+        !agent.dig_short("api.service.consul", "A").is_empty()
+    });
+
+    // A reload without the mistake would add one service and remove another.
+    let bad = agent
+        .folder
+        .write("config/db.json", r#"{"service": {"name": "db", "prot": 82}}"#);
+    fs::remove_file(agent.folder.0.join("config/web.json")).expect("it was written");
+    let refused = agent.cli(&["reload"]);
+    assert_eq!((refused.code, refused.stdout.as_str()), (1, ""), "{refused:?}");
+    check_contains(&refused.stderr, &bad.display().to_string());
+    check_contains(&refused.stderr, "invalid config key service.prot");
+    agent.signal("HUP");
+    wait_until("the log names file and key", || {
+        let output = agent.output();
+        output
+            .lines()
+            .any(|line| line.contains("reload refused") && line.contains(&bad.display().to_string()))
+            && output.contains("invalid config key service.prot")
+    });
+    assert_eq!(service_ids(&agent), ["api", "web"]);
+    assert!(!agent.dig_short("web.service.consul", "A").is_empty());
+
+    agent
+        .folder
+        .write("config/db.json", r#"{"service": {"name": "db", "port": 82}}"#);
+    agent.cli(&["reload"]).check(0, "Configuration reload triggered\n", "");
+    assert_eq!(service_ids(&agent), ["api", "db"]);
+    wait_until("DNS follows the files", || {
+        agent.dig_short("web.service.consul", "A").is_empty() && !agent.dig_short("db.service.consul", "A").is_empty()
+    });
+}
+
+#[test]
+fn what_was_registered_over_http_survives_a_killed_agent() {
+    let mut agent = lone_server();
+    agent.start();
+    agent.wait_for_leader();
+    let node_id = |agent: &Agent| {
+        let own = agent.get("/v1/agent/self").expect("the agent answers");
+        own["Config"]["NodeID"].as_str().expect("a UUID").to_owned()
+    };
+    let before = node_id(&agent);
+    let definition = json!({"Name": "web", "Port": 80, "Tags": ["v1"], "Check": {"TTL": "10m"}});
+    let reply = agent.put("/v1/agent/service/register", &definition);
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let check = json!({"Name": "disk", "TTL": "10m"});
+    assert_eq!(agent.put("/v1/agent/check/register", &check).status, 200);
+    let told = json!({"Status": "warning", "Output": "nearly full"});
+    assert_eq!(agent.put("/v1/agent/check/update/service:web", &told).status, 200);
+
+    agent.kill();
+    agent.start();
+    agent.wait_for_leader();
+    assert_eq!(node_id(&agent), before);
+    let services = agent.get("/v1/agent/services").expect("the agent answers");
+    assert_eq!(
+        (&services["web"]["Port"], &services["web"]["Tags"]),
+        (&json!(80), &json!(["v1"]))
+    );
+    let checks = agent.get("/v1/agent/checks").expect("the agent answers");
+    let web = &checks["service:web"];
+    assert_eq!(
+        (&web["Status"], &web["Output"], &web["ServiceID"]),
+        (&json!("warning"), &json!("nearly full"), &json!("web"))
+    );
+    // It was never told anything: critical, as it began.
+    assert_eq!(checks["disk"]["Status"], "critical");
+    let reply = agent.http("PUT", "/v1/agent/service/deregister/web", "");
+    assert_eq!(reply.map(|reply| reply.status), Some(200));
+    agent.kill();
+    agent.start();
+    agent.wait_for_leader();
+    assert_eq!(service_ids(&agent), Vec::<String>::new());
+}
+
+#[test]
+fn what_was_changed_behind_an_agents_back_is_repaired() {
+    let mut cluster = Cluster::start();
+    let definition = json!({"Name": "web", "Port": 80, "Check": {"TTL": "10m", "Status": "passing"}});
+    let reply = cluster.clients[0].put("/v1/agent/service/register", &definition);
+    assert_eq!(reply.status, 200, "{reply:?}");
+    wait_until("the service is there", || is_passing_everywhere(&cluster, "web"));
+
+    let gone = json!({"Node": "c1", "ServiceID": "web"});
+    assert_eq!(
+        cluster.servers[0].put("/v1/catalog/deregister", &gone).body.trim(),
+        "true"
+    );
+    let address = "127.0.0.1";
+    let foreign = json!({"Node": "c1", "Address": address, "SkipNodeUpdate": true, "Service": {"Service": "ghost"}});
+    assert_eq!(
+        cluster.servers[0].put("/v1/catalog/register", &foreign).body.trim(),
+        "true"
+    );
+    let names = |cluster: &Cluster| {
+        let services = cluster.servers[0].get("/v1/catalog/node/c1").expect("a server answers");
+        let services = services["Services"].as_object().expect("a map by id");
+        services.keys().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(names(&cluster), ["ghost"]);
+
+    // The agent compares each minute, and when it starts.
+    cluster.clients[0].kill();
+    cluster.clients[0].start();
+    cluster.clients[0].wait_for_leader();
+    wait_until("the catalog has what the agent has", || names(&cluster) == ["web"]);
+    wait_until("its check is there again", || is_passing_everywhere(&cluster, "web"));
+}
+
+#[test]
+fn stale_reads_and_dns_go_on_while_a_killed_leader_is_replaced() {
+    const ASKED_FOR: Duration = Duration::from_secs(5);
+    const REPLACED_MAX: Duration = Duration::from_secs(3);
+    // The default.
+    let mut cluster = Cluster::start_with(5);
+    let definition = json!({"Name": "web", "Port": 80, "Check": {"TTL": "10m", "Status": "passing"}});
+    let leader = cluster.leader();
+    let first = (leader + 1) % cluster.servers.len();
+    let reply = cluster.servers[first].put("/v1/agent/service/register", &definition);
+    assert_eq!(reply.status, 200, "{reply:?}");
+    cluster.write("before", "1");
+    wait_until("every server has both", || {
+        is_passing_everywhere(&cluster, "web")
+            && cluster.servers.iter().all(|server| {
+                let key = server.http("GET", "/v1/kv/before?stale&raw", "");
+                key.is_some_and(|key| key.body == "1") && !server.dig_short("web.service.consul", "A").is_empty()
+            })
+    });
+
+    let killed_at = Instant::now();
+    cluster.servers[leader].kill();
+    let followers: Vec<&Agent> = cluster.servers.iter().filter(|server| server.child.is_some()).collect();
+    assert_eq!(followers.len(), 2);
+    std::thread::scope(|scope| {
+        for follower in &followers {
+            scope.spawn(move || {
+                while killed_at.elapsed() < ASKED_FOR {
+                    let at = killed_at.elapsed();
+                    let key = follower.http("GET", "/v1/kv/before?stale&raw", "");
+                    let key = key.map(|reply| (reply.status, reply.body));
+                    assert_eq!(key, Some((200, "1".to_owned())), "{} after {at:?}", follower.name);
+                    let instances = follower.get("/v1/health/service/web?stale&passing");
+                    let count = instances.and_then(|instances| instances.as_array().map(Vec::len));
+                    assert_eq!(count, Some(1), "{} after {at:?}", follower.name);
+                    let answer = follower.dig(&["web.service.consul", "A"]);
+                    assert!(
+                        answer.contains("status: NOERROR") && answer.contains("127.0.0.1"),
+                        "{} after {at:?}: {answer}",
+                        follower.name
+                    );
+                }
+            });
+        }
+        scope.spawn(|| {
+            wait_until("a write is acknowledged without the old leader", || {
+                let reply = followers[0].http("PUT", "/v1/kv/after", "2");
+                reply.is_some_and(|reply| reply.status == 200 && reply.body.trim() == "true")
+            });
+            let elapsed = killed_at.elapsed();
+            eprintln!("REPLACED {elapsed:?}");
+            assert!(elapsed < REPLACED_MAX, "no write for {elapsed:?}");
+        });
+    });
+    cluster.check_read_everywhere("after", "2");
+}
+
+/// The one segment of a small log, and where its batches are (`quorate_wire::log`: length at 4, generation at 8, sequence
+/// at 16, padded to 8).
+fn log_batches(agent: &Agent) -> (PathBuf, Vec<std::ops::Range<usize>>) {
+    let mut folders = vec![agent.folder.0.join("data/raft")];
+    let mut logs = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("the agent made it") {
+            let entry = entry.expect("it can be listed");
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            } else if entry.file_name().to_string_lossy().starts_with("log-") {
+                logs.push(entry.path());
+            }
+        }
+    }
+    logs.sort();
+    let path = logs.swap_remove(0);
+    let bytes = fs::read(&path).expect("the log can be read");
+    let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+    let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    let (mut batches, mut at) = (Vec::new(), 0);
+    let mut sequence = None;
+    while at + 24 <= bytes.len() && u32_at(at + 4) > 0 && sequence.is_none_or(|last| u64_at(at + 16) == last + 1) {
+        sequence = Some(u64_at(at + 16));
+        let end = at + (24 + u32_at(at + 4) as usize).next_multiple_of(8);
+        batches.push(at..end);
+        at = end;
+    }
+    (path, batches)
+}
+
+#[test]
+fn a_server_refuses_a_corrupt_log_and_cuts_a_torn_one() {
+    let mut agent = lone_server();
+    agent.start();
+    agent.wait_for_leader();
+    let put = |agent: &Agent, key: &str| {
+        let reply = agent.http("PUT", &format!("/v1/kv/{key}"), "1");
+        assert_eq!(reply.map(|reply| reply.body.trim().to_owned()), Some("true".to_owned()));
+    };
+    let has = |agent: &Agent, key: &str| {
+        let reply = agent.http("GET", &format!("/v1/kv/{key}?raw"), "");
+        reply.is_some_and(|reply| reply.status == 200 && reply.body == "1")
+    };
+    for number in 0..20 {
+        put(&agent, &format!("key-{number}"));
+    }
+    agent.kill();
+    let (path, batches) = log_batches(&agent);
+    assert!(batches.len() > 20, "{batches:?}");
+
+    let sound = fs::read(&path).expect("the log can be read");
+    let middle = batches[batches.len() / 2].clone();
+    let mut corrupt = sound.clone();
+    corrupt[middle.start + middle.len() / 2] ^= 1;
+    fs::write(&path, &corrupt).expect("the log can be written");
+    agent.start();
+    assert_eq!(agent.wait_for_end(), 1);
+    check_contains(
+        &agent.output(),
+        &format!(
+            "==> Error starting agent: Failed to start Consul server: the log is corrupt: {} at offset {}",
+            path.display(),
+            middle.start
+        ),
+    );
+    assert_eq!(
+        fs::read(&path).expect("the log can be read"),
+        corrupt,
+        "a refused log is left as it is"
+    );
+
+    // As a loss of power leaves it: the last batch is there in part.
+    let last = batches.last().expect("there are some").clone();
+    fs::write(&path, &sound[..last.start + last.len() / 2]).expect("the log can be written");
+    agent.start();
+    agent.wait_for_leader();
+    // The last batch may have been the last key's.
+    for number in 0..19 {
+        assert!(has(&agent, &format!("key-{number}")), "key-{number}");
+    }
+    put(&agent, "after");
+    agent.kill();
+    agent.start();
+    agent.wait_for_leader();
+    assert!(has(&agent, "key-0") && has(&agent, "after"));
 }

@@ -52,7 +52,7 @@ pub enum StartError {
     Definitions(#[from] DefinitionsError),
     #[error(transparent)]
     DataDir(#[from] DataDirError),
-    #[error("Failed to start Consul server: {0}")]
+    #[error("Failed to start Consul server: {}", chain(.0))]
     Replica(quorate_replica::StartError),
     #[error("{0}")]
     Gossip(quorate_gossip::StartError),
@@ -662,7 +662,11 @@ impl<R: RaftRt> Agent<R> {
                     tracing::warn!(%err, "join failed, will retry");
                 }
             }
-            let pause = if config.join.retry_max > 0 { interval } else { delay.min(interval) };
+            let pause = if config.join.retry_max > 0 {
+                interval
+            } else {
+                delay.min(interval)
+            };
             delay = delay.saturating_mul(2);
             rt.sleep(pause).await;
         }
