@@ -1,9 +1,10 @@
 //! The data directory: who this node is, that nobody else uses the directory, and what was registered over HTTP.
 //!
-//! Layout: `node-id` (the UUID as text, as Consul's), `.lock`, `services/`, `checks/`, `checks/state/` (one record a
-//! file, `wire::local`), `raft/` (`replica`'s). In: changes of local registrations. Out: them again after a restart.
-//! A record is written beside, synced and renamed, so that a crash leaves the old one or the new one. A file that cannot
-//! be read stops the start: silently dropping a registration would be losing it.
+//! Layout: `node-id` (the UUID as text, as Consul's), `.lock`, `services/`, `checks/`, `checks/state/`, `members/` (one
+//! record a file, `wire::local`), `raft/` (`replica`'s). In: changes of local registrations, members known alive. Out: them
+//! again after a restart. A record is written beside, synced and renamed, so that a crash leaves the old one or the new one.
+//! A file that cannot be read stops the start: silently dropping a registration would be losing it. Members are a hint only,
+//! and a damaged list of them is forgotten with a warning.
 //! Not here: file definitions (`config`), the log (`replica`).
 
 use bytes::Bytes;
