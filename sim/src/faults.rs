@@ -14,8 +14,10 @@ use quorate_rt::{ProcessEnd, Rng, Signal};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A leader that is named as victim may be missing for a moment.
-const ROLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A fault whose victim is missing (no leader just now) is put off so far at a time,
+const PUT_OFF: Duration = Duration::from_millis(50);
+/// and so long in all.
+const PUT_OFF_MAX: Duration = Duration::from_secs(15);
 /// Within this an agent that was told to stop has stopped.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -33,6 +35,7 @@ struct Deed {
     at: Duration,
     edge: Edge,
     occurrence: Occurrence,
+    put_off: Duration,
 }
 
 #[derive(Default)]
@@ -75,7 +78,6 @@ pub fn set_script(story: &Story, node: &str, service: &str, passes: bool) {
 
 impl Faults {
     pub fn new(story: &Story, link: Link, sabotage: Option<Sabotage>) -> Self {
-        let mut rng = story.world.scenario_rng("faults");
         let mut schedule = Vec::new();
         for (position, fault) in story.scenario.faults.iter().enumerate() {
             // Each has a stream of its own: a fault more in the file moves no other.
@@ -89,7 +91,13 @@ impl Faults {
                 | Fault::Loss { at_ms, until_ms, .. }
                 | Fault::CheckFails { at_ms, until_ms, .. } => spans.push((draw(*at_ms), Some(draw(*until_ms)))),
                 Fault::Restart { at_ms, .. } => spans.push((draw(*at_ms), None)),
-                Fault::Kill { at_ms, down_ms, every_ms, until_ms, .. } => {
+                Fault::Kill {
+                    at_ms,
+                    down_ms,
+                    every_ms,
+                    until_ms,
+                    ..
+                } => {
                     let mut at = draw(*at_ms);
                     spans.push((at, down_ms.map(|down_ms| at + draw(down_ms))));
                     if let (Some(every_ms), Some(until_ms)) = (every_ms, until_ms) {
@@ -110,20 +118,21 @@ impl Faults {
                     at,
                     edge: Edge::Begin,
                     occurrence,
+                    put_off: Duration::ZERO,
                 });
                 schedule.extend(end.map(|end| Deed {
                     at: end.max(at),
                     edge: Edge::End,
                     occurrence,
+                    put_off: Duration::ZERO,
                 }));
             }
         }
         schedule.sort_by_key(|deed| (deed.at, deed.occurrence, deed.edge));
-        let rng_roles = std::mem::replace(&mut rng, story.world.scenario_rng("roles"));
         Self {
             story: story.clone(),
             sabotage,
-            rng: rng_roles,
+            rng: story.world.scenario_rng("roles"),
             schedule,
             next: 0,
             fired: BTreeMap::new(),
@@ -138,11 +147,52 @@ impl Faults {
     /// Does the next deed.
     pub async fn step(&mut self) -> Result<()> {
         let deed = self.schedule[self.next].clone();
-        self.next += 1;
         match deed.edge {
-            Edge::Begin => self.begin(deed.occurrence).await,
-            Edge::End => self.end(deed.occurrence).await,
+            Edge::Begin if self.is_somebody_missing(deed.occurrence) => {
+                let fault = &self.story.scenario.faults[deed.occurrence.0];
+                ensure!(
+                    deed.put_off < PUT_OFF_MAX,
+                    "{}: nobody had the role for {PUT_OFF_MAX:?}",
+                    fault.mark()
+                );
+                self.put_off(deed.occurrence);
+                Ok(())
+            }
+            Edge::Begin => {
+                self.next += 1;
+                self.begin(deed.occurrence).await
+            }
+            Edge::End => {
+                self.next += 1;
+                self.end(deed.occurrence).await
+            }
         }
+    }
+    fn is_somebody_missing(&self, occurrence: Occurrence) -> bool {
+        let roles = self.story.scenario.faults[occurrence.0].roles();
+        let is_wanted = |wanted: &str| roles.iter().any(|role| *role == wanted);
+        let leader = self.story.leader();
+        let has_follower = || {
+            let mut others = self
+                .story
+                .servers
+                .iter()
+                .filter(|server| Some(*server) != leader.as_ref());
+            others.any(|server| self.story.is_serving(server))
+        };
+        is_wanted("leader") && leader.is_none()
+            || is_wanted("any_follower") && !has_follower()
+            || is_wanted("any_server") && !self.story.servers.iter().any(|server| self.story.is_serving(server))
+            || is_wanted("any_client") && !self.story.clients.iter().any(|client| self.story.is_serving(client))
+    }
+    /// Moves beginning and end of one occurrence; the others go on meanwhile, or who is missing might never come back.
+    fn put_off(&mut self, occurrence: Occurrence) {
+        let rest = &mut self.schedule[self.next..];
+        for deed in rest.iter_mut().filter(|deed| deed.occurrence == occurrence) {
+            deed.at += PUT_OFF;
+            deed.put_off += PUT_OFF;
+        }
+        rest.sort_by_key(|deed| (deed.at, deed.occurrence, deed.edge));
     }
     /// Ends all that has not ended, and whatever a run left behind.
     pub async fn end_all(&mut self) -> Result<()> {
@@ -152,27 +202,20 @@ impl Faults {
         }
         self.story.world.heal();
         self.story.world.set_link(self.link.clone());
-        let down: Vec<String> =
-            self.story.names().filter(|node| !self.story.world.is_running(node)).cloned().collect();
+        let down: Vec<String> = self
+            .story
+            .names()
+            .filter(|node| !self.story.world.is_running(node))
+            .cloned()
+            .collect();
         for node in down {
             self.restart(&node);
         }
         Ok(())
     }
 
-    /// Waits for somebody to have each of the roles.
-    async fn resolve(&mut self, roles: &[String]) -> Result<Vec<String>> {
-        let from = self.story.world.elapsed();
-        loop {
-            let nodes = self.story.resolve_all(roles, &mut self.rng);
-            let has_leader = !roles.iter().any(|role| role == "leader") || self.story.leader().is_some();
-            if has_leader && !nodes.is_empty() {
-                return Ok(nodes);
-            }
-            let waited = self.story.world.elapsed() - from;
-            ensure!(waited < ROLE_TIMEOUT, "nobody had the role {roles:?} for {waited:?}");
-            self.story.world.advance(Duration::from_millis(20)).await;
-        }
+    fn resolve(&mut self, roles: &[String]) -> Vec<String> {
+        self.story.resolve_all(roles, &mut self.rng)
     }
 
     async fn begin(&mut self, occurrence: Occurrence) -> Result<()> {
@@ -182,19 +225,23 @@ impl Faults {
         let mut fired = Fired::default();
         match fault {
             Fault::Partition { side, .. } => {
-                fired.nodes = self.resolve(side).await?;
-                let others: Vec<&str> =
-                    self.story.names().filter(|node| !fired.nodes.contains(node)).map(String::as_str).collect();
+                fired.nodes = self.resolve(side);
+                let others: Vec<&str> = self
+                    .story
+                    .names()
+                    .filter(|node| !fired.nodes.contains(node))
+                    .map(String::as_str)
+                    .collect();
                 let side: Vec<&str> = fired.nodes.iter().map(String::as_str).collect();
                 fired.cuts.push(world.partition(&[&side, &others]));
             }
             Fault::Isolate { nodes, .. } => {
-                fired.nodes = self.resolve(nodes).await?;
+                fired.nodes = self.resolve(nodes);
                 fired.cuts = fired.nodes.iter().map(|node| world.isolate(node)).collect();
             }
             Fault::OneWayCut { from, to, .. } => {
-                let from = self.resolve(from).await?;
-                let to = self.resolve(to).await?;
+                let from = self.resolve(from);
+                let to = self.resolve(to);
                 for from in &from {
                     for to in to.iter().filter(|to| *to != from) {
                         fired.cuts.push(world.cut_one_way(from, to));
@@ -202,8 +249,13 @@ impl Faults {
                 }
                 fired.nodes = from;
             }
-            Fault::Kill { nodes, power_loss, spare, .. } => {
-                let mut nodes = self.resolve(nodes).await?;
+            Fault::Kill {
+                nodes,
+                power_loss,
+                spare,
+                ..
+            } => {
+                let mut nodes = self.resolve(nodes);
                 nodes.retain(|node| world.is_running(node));
                 if *spare == Spare::Quorum {
                     self.keep_quorum(&mut nodes);
@@ -215,13 +267,15 @@ impl Faults {
                 fired.nodes = nodes;
             }
             Fault::Restart { nodes, .. } => {
-                fired.nodes = self.resolve(nodes).await?;
+                fired.nodes = self.resolve(nodes);
                 for node in fired.nodes.clone() {
                     self.stop_orderly(&node).await?;
                     self.restart(&node);
                 }
             }
-            Fault::Loss { loss_ratio, latency_ms, .. } => {
+            Fault::Loss {
+                loss_ratio, latency_ms, ..
+            } => {
                 let ratio = loss_ratio.draw(&mut self.rng);
                 let link = latency_ms.map_or_else(|| self.link.clone(), |latency_ms| link_of(latency_ms, ratio));
                 world.set_link(Link {
@@ -231,7 +285,7 @@ impl Faults {
                 fired.link = true;
             }
             Fault::CheckFails { node, service, .. } => {
-                fired.nodes = self.resolve(std::slice::from_ref(node)).await?;
+                fired.nodes = self.resolve(std::slice::from_ref(node));
                 for node in &fired.nodes {
                     self.set_check(node, service, false)?;
                     fired.checks.push((node.clone(), service.clone()));
@@ -252,7 +306,9 @@ impl Faults {
     }
 
     async fn end(&mut self, occurrence: Occurrence) -> Result<()> {
-        let Some(fired) = self.fired.remove(&occurrence) else { return Ok(()) };
+        let Some(fired) = self.fired.remove(&occurrence) else {
+            return Ok(());
+        };
         let scenario = std::sync::Arc::clone(&self.story.scenario);
         let fault = &scenario.faults[occurrence.0];
         for cut in fired.cuts {
@@ -281,9 +337,17 @@ impl Faults {
     fn keep_quorum(&self, nodes: &mut Vec<String>) {
         let servers = &self.story.servers;
         let quorum = servers.len() / 2 + 1;
-        let mut up = servers.iter().filter(|server| self.story.world.is_running(server)).count();
+        // Who is cut off serves no quorum either.
+        let cut_off: Vec<&String> = self
+            .fired
+            .values()
+            .filter(|fired| !fired.cuts.is_empty())
+            .flat_map(|fired| &fired.nodes)
+            .collect();
+        let counts = |server: &String| self.story.world.is_running(server) && !cut_off.contains(&server);
+        let mut up = servers.iter().filter(|server| counts(server)).count();
         nodes.retain(|node| {
-            if !servers.contains(node) {
+            if !servers.contains(node) || cut_off.contains(&node) {
                 return true;
             }
             let is_spared = up <= quorum;
@@ -318,7 +382,13 @@ impl Faults {
         Ok(())
     }
     fn set_check(&self, node: &str, service: &str, passes: bool) -> Result<()> {
-        let kind = self.story.scenario.service(service)?.check.as_ref().map(|check| check.kind);
+        let kind = self
+            .story
+            .scenario
+            .service(service)?
+            .check
+            .as_ref()
+            .map(|check| check.kind);
         match kind {
             Some(CheckKind::Script) => set_script(&self.story, node, service, passes),
             Some(CheckKind::Tcp) => {

@@ -57,7 +57,9 @@ usage: quorate-sim FILE --seed N [--trace NODE]... [--until MS] [--sabotage NAME
                 file = Some(argument);
                 continue;
             }
-            let value = arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"))?;
+            let value = arguments
+                .next()
+                .with_context(|| format!("{argument} needs a value\n{USAGE}"))?;
             let number = || value.parse().with_context(|| format!("{argument} {value}"));
             match argument.as_str() {
                 "--seed" => options.seed = number()?,
@@ -66,7 +68,10 @@ usage: quorate-sim FILE --seed N [--trace NODE]... [--until MS] [--sabotage NAME
                 "--sabotage" => options.sabotage = Some(value.parse()?),
                 "--log" => {
                     let level: tracing::Level = value.parse().with_context(|| format!("--log {value}"))?;
-                    let log = tracing_subscriber::fmt().with_max_level(level).with_timer(WorldTime).with_ansi(false);
+                    let log = tracing_subscriber::fmt()
+                        .with_max_level(level)
+                        .with_timer(WorldTime)
+                        .with_ansi(false);
                     log.with_writer(std::io::stderr).init();
                 }
                 _ => bail!("{argument}: no such flag\n{USAGE}"),
@@ -92,13 +97,20 @@ usage: quorate-sim FILE --seed N [--trace NODE]... [--until MS] [--sabotage NAME
         let (digest, is_passed) = match ended {
             Ok(report) => show(&claim, file, seed, &report?),
             Err(_) => {
-                println!("FAILED {claim}\n  seed {seed}: an agent panicked, see above\n  {}", replay(file, seed));
+                println!(
+                    "FAILED {claim}\n  seed {seed}: an agent panicked, see above\n  {}",
+                    replay(file, seed)
+                );
                 ("none".to_owned(), false)
             }
         };
         println!("claim={claim}\nseed={seed}\ndigest={digest}");
         println!("verdict={}", if is_passed { "pass" } else { "fail" });
-        Ok(if is_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if is_passed {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
     }
 
     fn replay(file: &str, seed: u64) -> String {
@@ -112,7 +124,11 @@ usage: quorate-sim FILE --seed N [--trace NODE]... [--until MS] [--sabotage NAME
             println!("FAILED {claim}");
             println!("  seed {seed}, at {:.3} s of virtual time", broken.at.as_secs_f64());
             println!("  {}", broken.what);
-            println!("nodes at {:.3} s:\n{}", report.elapsed.as_secs_f64(), report.views.trim_end());
+            println!(
+                "nodes at {:.3} s:\n{}",
+                report.elapsed.as_secs_f64(),
+                report.views.trim_end()
+            );
             println!("replay: {}", replay(file, seed));
         } else if report.was_cut_short {
             println!("stopped by --until, nothing broken so far\n{}", report.views.trim_end());

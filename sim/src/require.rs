@@ -59,7 +59,9 @@ impl Requirements {
     /// One asker an agent, on the users' machine. They end with the story.
     pub fn start(&self, rt: &crate::rt::SimRt) -> Vec<Task> {
         let askers = self.askers.iter();
-        askers.map(|asker| rt.spawn("require", asker.clone().run(rt.clone()))).collect()
+        askers
+            .map(|asker| rt.spawn("require", asker.clone().run(rt.clone())))
+            .collect()
     }
     /// After the run: what the history tells, and whether anybody could ask at all.
     pub fn check(&self, calls: &[Call]) {
@@ -68,7 +70,9 @@ impl Requirements {
                 asker.check_refused(operations, window, calls);
             }
             if *asker.counted.lock().unwrap_or_else(PoisonError::into_inner) == 0 {
-                asker.story.breaks(format!("{}: nothing was asked in its window", asker.name()));
+                asker
+                    .story
+                    .breaks(format!("{}: nothing was asked in its window", asker.name()));
             }
         }
     }
@@ -109,9 +113,14 @@ impl Asker {
         }
         let mut rng = self.story.world.scenario_rng(&format!("require.{}", self.position));
         let node = match &*self.requirement {
-            Requirement::DnsLists { node, .. } | Requirement::DnsLacks { node, .. } | Requirement::CheckIs { node, .. } => {
-                self.story.resolve(node, &mut rng).into_iter().next().unwrap_or_default()
-            }
+            Requirement::DnsLists { node, .. }
+            | Requirement::DnsLacks { node, .. }
+            | Requirement::CheckIs { node, .. } => self
+                .story
+                .resolve(node, &mut rng)
+                .into_iter()
+                .next()
+                .unwrap_or_default(),
             _ => String::new(),
         };
         let after = self.story.moment(&window.after).expect("it was waited for");
@@ -157,7 +166,8 @@ impl Asker {
             world.advance(ASK_INTERVAL).await;
         }
         if let Some(why) = missing.last().filter(|_| missing.len() >= SILENCE_COUNT) {
-            self.story.breaks(format!("{} at {agent}: no answer at last: {why}", self.name()));
+            self.story
+                .breaks(format!("{} at {agent}: no answer at last: {why}", self.name()));
         }
     }
 
@@ -178,7 +188,10 @@ impl Asker {
                     Err(why) => return Answer::Missing(why.to_string()),
                 };
                 let mut all = checks.as_array().into_iter().flatten();
-                match all.find(|found| found["CheckID"] == **check).map(|found| &found["Status"]) {
+                match all
+                    .find(|found| found["CheckID"] == **check)
+                    .map(|found| &found["Status"])
+                {
                     Some(found) if found == &**status => Answer::Right,
                     found => Answer::Wrong(format!("{check} of {node} is {found:?}")),
                 }
@@ -197,7 +210,11 @@ impl Asker {
             Ok(_) => return Answer::Wrong(format!("DNS has no {service}")),
             Err(why) => return Answer::Wrong(format!("DNS: {why}")),
         }
-        match self.wire.json(agent, &format!("/v1/health/service/{service}?stale")).await {
+        match self
+            .wire
+            .json(agent, &format!("/v1/health/service/{service}?stale"))
+            .await
+        {
             Ok(serde_json::Value::Array(instances)) if !instances.is_empty() => {}
             Ok(other) => return Answer::Wrong(format!("/v1/health/service answered {other}")),
             Err(why) => return Answer::Wrong(why.to_string()),
@@ -238,7 +255,10 @@ impl Asker {
         if !self.story.is_serving(agent) || world.boot(agent) != boot {
             return;
         }
-        self.story.breaks(format!("{} at {agent}: no write was acknowledged: {failures:?}", self.name()));
+        self.story.breaks(format!(
+            "{} at {agent}: no write was acknowledged: {failures:?}",
+            self.name()
+        ));
     }
 
     /// Tries what must be refused. The history judges it, as it judges those of the workload.

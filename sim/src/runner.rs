@@ -20,6 +20,7 @@ use anyhow::{Context as _, Result};
 use quorate_agent::config::parse_agent_flags;
 use quorate_agent::{Agent, Hooks};
 use quorate_rt::{Listener as _, Rt as _};
+use rand_core::Rng as _;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -99,13 +100,16 @@ async fn run_in(world: World, scenario: Scenario, options: Options) -> Result<Re
         let config = config_of(&story, name, raft_multiplier)?;
         world.write_file(name, Path::new(CONFIG_PATH), config.to_string().as_bytes());
         world.make_dir(name, Path::new(DATA_DIR));
-        if options.sabotage == Some(Sabotage::LyingSyncs) {
-            let faults = DiskFaults {
-                lies_about_syncs: true,
-                ..DiskFaults::default()
-            };
-            world.set_disk_faults(name, faults);
-        }
+        let drift_ppm =
+            i32::try_from(scenario.cluster.clock_drift_ppm.draw(&mut rng)).context("cluster.clock_drift_ppm")?;
+        world.set_drift_ppm(
+            name,
+            if rng.next_u32().is_multiple_of(2) {
+                drift_ppm
+            } else {
+                -drift_ppm
+            },
+        );
         for service in &scenario.services {
             if service.on.contains(name) {
                 set_script(&story, name, &service.name, true);
@@ -118,6 +122,7 @@ async fn run_in(world: World, scenario: Scenario, options: Options) -> Result<Re
     let run = Run {
         users: world.rt(USERS),
         wire: Wire::new(&story, world.rt(USERS), options.sabotage),
+        sabotage: options.sabotage,
         until: options.until,
         story: story.clone(),
     };
@@ -148,7 +153,11 @@ async fn run_in(world: World, scenario: Scenario, options: Options) -> Result<Re
 fn config_of(story: &Story, name: &str, raft_multiplier: u64) -> Result<Value> {
     let scenario = &story.scenario;
     let is_server = story.servers.iter().any(|server| server == name);
-    let addresses: Vec<String> = story.servers.iter().map(|server| story.world.ip(server).to_string()).collect();
+    let addresses: Vec<String> = story
+        .servers
+        .iter()
+        .map(|server| story.world.ip(server).to_string())
+        .collect();
     let mut config = json!({
         "node_name": name,
         "server": is_server,
@@ -205,7 +214,16 @@ async fn program(story: Story, name: String, rt: SimRt) {
     for service in &story.scenario.services {
         let is_tcp = service.check.as_ref().is_some_and(|check| check.kind == CheckKind::Tcp);
         if is_tcp && service.on.contains(&name) {
-            rt.spawn("service", serve(story.clone(), name.clone(), rt.clone(), service.name.clone(), service.port));
+            rt.spawn(
+                "service",
+                serve(
+                    story.clone(),
+                    name.clone(),
+                    rt.clone(),
+                    service.name.clone(),
+                    service.port,
+                ),
+            );
         }
     }
     let flags = ["-config-file", CONFIG_PATH].map(str::to_owned);
@@ -244,7 +262,9 @@ async fn serve(story: Story, node: String, rt: SimRt, service: String, port: u16
         while is_failing() {
             rt.sleep(Duration::from_millis(20)).await;
         }
-        let Ok(listener) = rt.tcp_listen(SocketAddr::from(([0, 0, 0, 0], port))).await else { return };
+        let Ok(listener) = rt.tcp_listen(SocketAddr::from(([0, 0, 0, 0], port))).await else {
+            return;
+        };
         while !is_failing() {
             let _ = rt.timeout(Duration::from_millis(20), listener.accept()).await;
         }
@@ -273,6 +293,7 @@ struct Run {
     story: Story,
     users: SimRt,
     wire: Wire,
+    sabotage: Option<Sabotage>,
     until: Option<Duration>,
 }
 
@@ -280,6 +301,16 @@ impl Run {
     async fn whole(&self, faults: &mut Faults, run_for: Duration) -> Result<(), Stop> {
         self.form().await?;
         let story = &self.story;
+        if self.sabotage == Some(Sabotage::LyingSyncs) {
+            // From here on, so that it is users' writes that are lost and not the founding of the cluster.
+            for node in story.names() {
+                let faults = DiskFaults {
+                    lies_about_syncs: true,
+                    ..DiskFaults::default()
+                };
+                story.world.set_disk_faults(node, faults);
+            }
+        }
         let workloads = story.scenario.workloads.iter().enumerate();
         let mut registers = Vec::new();
         let mut tasks = Vec::new();
@@ -391,7 +422,8 @@ impl Run {
 
     async fn form(&self) -> Result<(), Stop> {
         let missing = async || self.what_is_unequal().await;
-        self.until_nothing_is_missing("a cluster without faults forms", FORM_TIMEOUT, missing).await?;
+        self.until_nothing_is_missing("a cluster without faults forms", FORM_TIMEOUT, missing)
+            .await?;
         tracing::info!("the cluster has formed");
         Ok(())
     }
@@ -428,7 +460,10 @@ impl Run {
         let members = ask("/v1/agent/members").await?;
         let mut alive = BTreeMap::new();
         for member in members.as_array().into_iter().flatten() {
-            alive.insert(member["Name"].as_str().unwrap_or_default().to_owned(), member["Status"].clone());
+            alive.insert(
+                member["Name"].as_str().unwrap_or_default().to_owned(),
+                member["Status"].clone(),
+            );
         }
         let well = |name: &str| alive.get(name).is_some_and(|status| status == 1);
         if let Some(name) = all.iter().find(|name| !well(name)) {
@@ -444,7 +479,10 @@ impl Run {
         let checks = ask("/v1/health/state/any?stale").await?;
         let mut all_checks = checks.as_array().into_iter().flatten();
         if let Some(check) = all_checks.find(|check| check["Status"] != "passing") {
-            return Err(format!("check {} of {} is {}", check["CheckID"], check["Node"], check["Status"]));
+            return Err(format!(
+                "check {} of {} is {}",
+                check["CheckID"], check["Node"], check["Status"]
+            ));
         }
         let health = |name: &str| {
             let mut checks = checks.as_array().into_iter().flatten();
@@ -459,7 +497,11 @@ impl Run {
             let instances = ask(&path).await?;
             let count = instances.as_array().map_or(0, Vec::len);
             if count != service.on.len() {
-                return Err(format!("{} has {count} instances of {}", service.name, service.on.len()));
+                return Err(format!(
+                    "{} has {count} instances of {}",
+                    service.name,
+                    service.on.len()
+                ));
             }
             view.insert(path, instances);
         }
@@ -469,7 +511,8 @@ impl Run {
     /// The faults are over: everything heals, serves, and has kept what it acknowledged.
     async fn converge(&self, ends_at: Duration, registers: &[KvClients]) -> Result<(), Stop> {
         let missing = async || self.what_is_unequal().await;
-        self.until_nothing_is_missing("all agents agree after the faults", ends_at, missing).await?;
+        self.until_nothing_is_missing("all agents agree after the faults", ends_at, missing)
+            .await?;
         let agents: Vec<&String> = self.story.names().collect();
         for register in registers {
             // Each key is written once more, at one agent after another, and read at every one.
@@ -479,12 +522,14 @@ impl Run {
                     Some(_) => None,
                     None => Some(format!("no consistent read of {key} at {writer}")),
                 };
-                self.until_nothing_is_missing("reads serve after the faults", ends_at, before).await?;
+                self.until_nothing_is_missing("reads serve after the faults", ends_at, before)
+                    .await?;
                 let missing = async || match register.write(writer, &key).await {
                     Outcome::Ok => None,
                     other => Some(format!("a write of {key} at {writer} was {other:?}")),
                 };
-                self.until_nothing_is_missing("writes serve after the faults", ends_at, missing).await?;
+                self.until_nothing_is_missing("writes serve after the faults", ends_at, missing)
+                    .await?;
             }
             for key in register.keys() {
                 for agent in &agents {
@@ -496,7 +541,8 @@ impl Run {
                             other => Some(format!("consistent and stale reads of {key} at {agent} are {other:?}")),
                         }
                     };
-                    self.until_nothing_is_missing("reads agree after the faults", ends_at, missing).await?;
+                    self.until_nothing_is_missing("reads agree after the faults", ends_at, missing)
+                        .await?;
                 }
             }
         }
@@ -517,7 +563,9 @@ fn views(story: &Story) -> String {
         }
         if let Some(status) = story.status(node) {
             let leader = story.names().find(|name| {
-                story.agent(name).is_some_and(|agent| Some(agent.node_id()) == status.leader)
+                story
+                    .agent(name)
+                    .is_some_and(|agent| Some(agent.node_id()) == status.leader)
             });
             let _ = write!(
                 text,

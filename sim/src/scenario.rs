@@ -9,8 +9,8 @@ use crate::invariant;
 use anyhow::{Context as _, Result, bail, ensure};
 use quorate_rt::Rng;
 use rand_core::Rng as _;
-use serde::de::{self, Deserializer, Visitor};
 use serde::Deserialize;
+use serde::de::{self, Deserializer, Visitor};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -24,7 +24,10 @@ pub struct Whole {
 
 impl Whole {
     pub const fn fixed(number: u64) -> Self {
-        Self { low: number, high: number }
+        Self {
+            low: number,
+            high: number,
+        }
     }
     pub fn draw(self, rng: &mut Rng) -> u64 {
         match (self.high - self.low).checked_add(1) {
@@ -64,7 +67,9 @@ impl<'de> Deserialize<'de> for Whole {
             }
             fn visit_i64<E: de::Error>(self, number: i64) -> Result<Whole, E> {
                 let number = u64::try_from(number);
-                number.map(Whole::fixed).map_err(|_| E::custom("a whole number is not negative"))
+                number
+                    .map(Whole::fixed)
+                    .map_err(|_| E::custom("a whole number is not negative"))
             }
             fn visit_u64<E: de::Error>(self, number: u64) -> Result<Whole, E> {
                 Ok(Whole::fixed(number))
@@ -88,7 +93,10 @@ impl<'de> Deserialize<'de> for Ratio {
             }
             fn visit_f64<E: de::Error>(self, ratio: f64) -> Result<Ratio, E> {
                 match (0.0..=1.0).contains(&ratio) {
-                    true => Ok(Ratio { low: ratio, high: ratio }),
+                    true => Ok(Ratio {
+                        low: ratio,
+                        high: ratio,
+                    }),
                     false => Err(E::custom(format!("{ratio} is not in 0..=1"))),
                 }
             }
@@ -163,6 +171,9 @@ pub struct Cluster {
     pub raft_multiplier: Whole,
     #[serde(default)]
     pub network: Network,
+    /// How many millionths each node's clock is fast or slow; every node draws its own, and the sign.
+    #[serde(default = "none")]
+    pub clock_drift_ppm: Whole,
     /// Further keys of every agent's configuration file, as Consul names them.
     #[serde(default)]
     pub config: toml::Table,
@@ -387,7 +398,8 @@ impl Fault {
             Self::CheckFails { .. } => "fault.check_fails",
         }
     }
-    fn roles(&self) -> Vec<&String> {
+    /// Whom it needs.
+    pub fn roles(&self) -> Vec<&String> {
         match self {
             Self::Partition { side, .. } => side.iter().collect(),
             Self::Isolate { nodes, .. } | Self::Kill { nodes, .. } | Self::Restart { nodes, .. } => {
@@ -504,7 +516,15 @@ impl Requirement {
 }
 
 /// Roles that are resolved when they are needed. `serverN`, `clientN` and faults' names come beside them.
-pub const ROLES: &[&str] = &["leader", "any_follower", "any_server", "any_client", "servers", "clients", "agents"];
+pub const ROLES: &[&str] = &[
+    "leader",
+    "any_follower",
+    "any_server",
+    "any_client",
+    "servers",
+    "clients",
+    "agents",
+];
 
 /// What `expect.cover` may name: counted by the runner and the workloads.
 pub const MARKS: &[&str] = &[
@@ -539,8 +559,15 @@ impl Scenario {
 
     fn check(&self) -> Result<()> {
         ensure!(!self.claim.trim().is_empty(), "`claim` says nothing");
-        ensure!(self.cluster.servers.low > 0, "`cluster.servers`: a cluster has a server");
+        ensure!(
+            self.cluster.servers.low > 0,
+            "`cluster.servers`: a cluster has a server"
+        );
         ensure!(self.cluster.servers.high <= 9, "`cluster.servers`: at most 9");
+        ensure!(
+            self.cluster.clock_drift_ppm.high <= 100_000,
+            "`cluster.clock_drift_ppm`: at most 100000"
+        );
         ensure!(self.cluster.clients.high <= 100, "`cluster.clients`: at most 100");
         for name in &self.expect.invariants {
             ensure!(
@@ -550,7 +577,10 @@ impl Scenario {
             );
         }
         for mark in &self.expect.cover {
-            ensure!(MARKS.contains(&mark.as_str()), "`expect.cover`: {mark:?} is none of {MARKS:?}");
+            ensure!(
+                MARKS.contains(&mark.as_str()),
+                "`expect.cover`: {mark:?} is none of {MARKS:?}"
+            );
         }
         let mut names = BTreeSet::new();
         for fault in &self.faults {
@@ -559,17 +589,30 @@ impl Scenario {
             }
             if let Some(name) = fault.name() {
                 ensure!(
-                    names.insert(name) && !self.is_role(name) && name != "start" && name != "end" && !name.contains('.'),
+                    names.insert(name)
+                        && !self.is_role(name)
+                        && name != "start"
+                        && name != "end"
+                        && !name.contains('.'),
                     "`fault.name`: {name:?} is taken"
                 );
             }
-            if let Fault::Kill { every_ms: Some(every_ms), until_ms, .. } = fault {
+            if let Fault::Kill {
+                every_ms: Some(every_ms),
+                until_ms,
+                ..
+            } = fault
+            {
                 ensure!(until_ms.is_some(), "`fault.every_ms` needs `until_ms`");
                 ensure!(every_ms.low > 0, "`fault.every_ms` is not 0");
             }
             if let Fault::CheckFails { service, .. } = fault {
                 let service = self.service(service)?;
-                ensure!(service.check.is_some(), "`fault.service`: {} has no check", service.name);
+                ensure!(
+                    service.check.is_some(),
+                    "`fault.service`: {} has no check",
+                    service.name
+                );
             }
         }
         for service in &self.services {
@@ -583,7 +626,10 @@ impl Scenario {
                 Workload::KvRegister(kv) => {
                     let reads = &kv.reads;
                     let sum = reads.consistent_ratio + reads.default_ratio + reads.stale_ratio;
-                    ensure!((sum - 1.0).abs() < 1e-9, "`workload.reads`: the ratios add up to {sum}, not to 1");
+                    ensure!(
+                        (sum - 1.0).abs() < 1e-9,
+                        "`workload.reads`: the ratios add up to {sum}, not to 1"
+                    );
                     ensure!(kv.keys > 0 && kv.clients > 0, "`workload`: it needs keys and clients");
                     &kv.at
                 }
@@ -602,7 +648,10 @@ impl Scenario {
             }
             if let Requirement::Refused { operations, .. } = requirement {
                 let is_kv = |workload: &Workload| matches!(workload, Workload::KvRegister(_));
-                ensure!(self.workloads.iter().any(is_kv), "`require`: refused needs a kv_register workload");
+                ensure!(
+                    self.workloads.iter().any(is_kv),
+                    "`require`: refused needs a kv_register workload"
+                );
                 ensure!(!operations.is_empty(), "`require.operations` names none");
             }
             let window = requirement.window();
@@ -612,7 +661,10 @@ impl Scenario {
             for moment in [&window.after, &window.until] {
                 let name = moment.strip_suffix(".end").unwrap_or(moment);
                 let known = matches!(moment.as_str(), "start" | "end") || names.contains(name);
-                ensure!(known, "`require`: {moment:?} is no moment: start, end, or a fault's name with or without .end");
+                ensure!(
+                    known,
+                    "`require`: {moment:?} is no moment: start, end, or a fault's name with or without .end"
+                );
             }
         }
         Ok(())

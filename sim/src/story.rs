@@ -78,7 +78,9 @@ impl Story {
     }
     pub fn breaks(&self, what: impl Into<String>) {
         let at = self.world.elapsed();
-        self.state().broken.get_or_insert_with(|| Broken { at, what: what.into() });
+        self.state()
+            .broken
+            .get_or_insert_with(|| Broken { at, what: what.into() });
     }
     pub fn holds(&self, invariant: &str, judged: Result<(), String>) {
         let listed = &self.scenario.expect.invariants;
@@ -143,9 +145,14 @@ impl Story {
     }
     /// Of those that think they lead, the one of the highest term: the others have not heard of it.
     pub fn leader(&self) -> Option<String> {
-        let statuses = self.servers.iter().filter_map(|server| Some((self.status(server)?, server)));
+        let statuses = self
+            .servers
+            .iter()
+            .filter_map(|server| Some((self.status(server)?, server)));
         let leaders = statuses.filter(|(status, _)| status.is_leader);
-        leaders.max_by_key(|(status, _)| status.term).map(|(_, server)| server.clone())
+        leaders
+            .max_by_key(|(status, _)| status.term)
+            .map(|(_, server)| server.clone())
     }
 
     /// Who has the role now. Empty when nobody has: no leader, no follower that runs.
@@ -154,9 +161,8 @@ impl Story {
             0 => Vec::new(),
             count => vec![among[rng.next_u32() as usize % count].clone()],
         };
-        let serving = |names: &[String]| -> Vec<String> {
-            names.iter().filter(|name| self.is_serving(name)).cloned().collect()
-        };
+        let serving =
+            |names: &[String]| -> Vec<String> { names.iter().filter(|name| self.is_serving(name)).cloned().collect() };
         match role {
             "leader" => self.leader().into_iter().collect(),
             "any_follower" => {

@@ -22,7 +22,7 @@ const DNS_PORT: u16 = 8600;
 /// What is broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sabotage {
-    /// All disks acknowledge syncs and make nothing durable.
+    /// All disks acknowledge syncs and make nothing durable, once the cluster has formed.
     LyingSyncs,
     /// `?consistent` becomes `?stale` on the way to the agent.
     ConsistentAsStale,
@@ -67,13 +67,16 @@ impl std::fmt::Display for Failure {
     }
 }
 
+/// By agent and question: the nodes of the first answer that had any.
+type OldAnswers = BTreeMap<(String, String), BTreeSet<String>>;
+
 /// Users' way to the agents. Clones are the same way.
 #[derive(Clone)]
 pub struct Wire {
     story: Story,
     client: Client,
     sabotage: Option<Sabotage>,
-    old_answers: Arc<Mutex<BTreeMap<(String, String), BTreeSet<String>>>>,
+    old_answers: Arc<Mutex<OldAnswers>>,
 }
 
 impl Wire {
@@ -121,7 +124,11 @@ impl Wire {
         let answer = self.get(agent, path).await?;
         match serde_json::from_slice(&answer.body) {
             Ok(value) if answer.status == 200 => Ok(value),
-            _ => Err(Failure::Unanswered(format!("{path} at {agent}: {} {}", answer.status, answer.text()))),
+            _ => Err(Failure::Unanswered(format!(
+                "{path} at {agent}: {} {}",
+                answer.status,
+                answer.text()
+            ))),
         }
     }
     /// The nodes that have an instance of the service, by SRV records.

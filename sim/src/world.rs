@@ -512,7 +512,12 @@ impl World {
     }
     /// Not under the world's lock: the observer may look at the world.
     pub(crate) fn tell(&self, machine: MachineId, kind: &'static str, payload: &[u8]) {
-        let observer = self.shared.observer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let observer = self
+            .shared
+            .observer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         if let Some(observer) = observer {
             let name = self.with(|state| state.machine(machine).name.clone());
             observer(&name, kind, payload);

@@ -62,9 +62,9 @@ mod tests {
     #[test]
     fn an_instance_that_was_critical_all_along_is_rejected() {
         let critical = (look(CheckStatus::Critical, 5), look(CheckStatus::Critical, 5));
-        assert!(judge(&["c1"], &[critical.clone()]).is_err());
+        assert!(judge(&["c1"], std::slice::from_ref(&critical)).is_err());
         assert!(judge(&["c1"], &[critical.clone(), critical.clone()]).is_err());
-        assert_eq!(judge(&["c2"], &[critical.clone()]), Ok(()));
+        assert_eq!(judge(&["c2"], std::slice::from_ref(&critical)), Ok(()));
         assert_eq!(judge(&[], &[critical]), Ok(()));
     }
 
@@ -77,7 +77,7 @@ mod tests {
             // It passed in between.
             (look(CheckStatus::Critical, 5), look(CheckStatus::Critical, 7)),
         ] {
-            assert_eq!(judge(&["c1"], &[fair.clone()]), Ok(()));
+            assert_eq!(judge(&["c1"], std::slice::from_ref(&fair)), Ok(()));
             assert_eq!(judge(&["c1"], &[critical.clone(), fair]), Ok(()));
         }
         assert_eq!(judge(&["c1"], &[]), Ok(()));

@@ -37,7 +37,9 @@ impl Logs {
         if *first == entry {
             return Ok(());
         }
-        Err(format!("log index {index} is {first:?} at {by} and {entry:?} at {node}"))
+        Err(format!(
+            "log index {index} is {first:?} at {by} and {entry:?} at {node}"
+        ))
     }
     pub fn count(&self) -> usize {
         self.applied.len()

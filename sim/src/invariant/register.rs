@@ -136,9 +136,8 @@ impl Search {
         let mut best: Option<NotLinearizable> = None;
         while let Some((mut placed, value)) = open.pop() {
             let candidates = self.place_reads(&mut placed, value);
-            let is_left = |(position, operation): (usize, &Operation)| {
-                operation.returned_at.is_some() && !placed.has(position)
-            };
+            let is_left =
+                |(position, operation): (usize, &Operation)| operation.returned_at.is_some() && !placed.has(position);
             if !self.operations.iter().enumerate().any(is_left) {
                 return Ok(());
             }
@@ -146,8 +145,10 @@ impl Search {
                 continue;
             }
             if best.as_ref().is_none_or(|best| placed.count > best.placed_count) {
-                let mut stuck: Vec<Operation> =
-                    candidates.iter().map(|&position| self.operations[position].clone()).collect();
+                let mut stuck: Vec<Operation> = candidates
+                    .iter()
+                    .map(|&position| self.operations[position].clone())
+                    .collect();
                 stuck.sort_by_key(|operation| operation.returned_at.unwrap_or(u64::MAX));
                 stuck.truncate(STUCK_SHOWN_MAX);
                 best = Some(NotLinearizable {
@@ -200,7 +201,10 @@ pub fn check(history: &[Operation]) -> Result<(), NotLinearizable> {
     };
     let mut operations: Vec<Operation> = history.iter().filter(counts).cloned().collect();
     operations.sort_by_key(|operation| (operation.called_at, operation.returned_at));
-    let completed_count = operations.iter().filter(|operation| operation.returned_at.is_some()).count();
+    let completed_count = operations
+        .iter()
+        .filter(|operation| operation.returned_at.is_some())
+        .count();
     Search {
         operations,
         completed_count,
@@ -271,9 +275,21 @@ mod tests {
 
     #[test]
     fn a_resurrected_value_is_rejected() {
-        rejects(&[write(1, 0, 1), read(1, 2, 3), write(2, 4, 5), read(2, 6, 7), read(1, 8, 9)]);
+        rejects(&[
+            write(1, 0, 1),
+            read(1, 2, 3),
+            write(2, 4, 5),
+            read(2, 6, 7),
+            read(1, 8, 9),
+        ]);
         // An unknown write takes effect once.
-        rejects(&[unknown(1, 0), read(1, 1, 2), write(2, 3, 4), read(2, 5, 6), read(1, 7, 8)]);
+        rejects(&[
+            unknown(1, 0),
+            read(1, 1, 2),
+            write(2, 3, 4),
+            read(2, 5, 6),
+            read(1, 7, 8),
+        ]);
     }
 
     #[test]

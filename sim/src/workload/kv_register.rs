@@ -81,7 +81,9 @@ impl KvClients {
     /// Starts the clients on the users' machine; they end with the story.
     pub fn start(&self, rt: &crate::rt::SimRt) -> Vec<Task> {
         let clients = 0..self.settings.clients;
-        clients.map(|client| rt.spawn("workload.kv_register", self.clone().run(client))).collect()
+        clients
+            .map(|client| rt.spawn("workload.kv_register", self.clone().run(client)))
+            .collect()
     }
     pub fn keys(&self) -> impl Iterator<Item = String> {
         let prefix = Arc::clone(&self.prefix);
@@ -130,11 +132,15 @@ impl KvClients {
             history.called.entry(key.to_owned()).or_default().insert(value);
             value
         };
-        let answer = self.wire.http(Method::PUT, agent, &format!("/v1/kv/{key}"), value.to_string()).await;
+        let answer = self
+            .wire
+            .http(Method::PUT, agent, &format!("/v1/kv/{key}"), value.to_string())
+            .await;
         let outcome = match &answer {
             Ok(answer) if answer.status == StatusCode::OK && answer.text().trim() == "true" => Outcome::Ok,
             Ok(answer) if answer.status.is_client_error() => {
-                self.story.breaks(format!("{agent} refused a write: {} {}", answer.status, answer.text()));
+                self.story
+                    .breaks(format!("{agent} refused a write: {} {}", answer.status, answer.text()));
                 Outcome::Failed
             }
             Ok(answer) if answer.text().contains("No cluster leader") => Outcome::Failed,
@@ -155,11 +161,15 @@ impl KvClients {
         outcome
     }
     fn record(&self, key: &str, called_at: Duration, returned_at: Option<u64>, action: Action) {
-        self.history().by_key.entry(key.to_owned()).or_default().push(Operation {
-            called_at: nanos(called_at),
-            returned_at,
-            action,
-        });
+        self.history()
+            .by_key
+            .entry(key.to_owned())
+            .or_default()
+            .push(Operation {
+                called_at: nanos(called_at),
+                returned_at,
+                action,
+            });
     }
 
     /// The key's value, when there was an answer.
@@ -172,19 +182,29 @@ impl KvClients {
         };
         let path = format!("/v1/kv/{key}?raw{mode}");
         let called_at = self.story.world.elapsed();
-        let asked = self.story.state().indexes.ask(agent, self.story.world.boot(agent), &path);
+        let asked = self
+            .story
+            .state()
+            .indexes
+            .ask(agent, self.story.world.boot(agent), &path);
         let answer = self.wire.get(agent, &path).await;
         let value = match &answer {
             Ok(answer) if answer.status == StatusCode::OK => match answer.text().parse() {
                 Ok(value) => Some(Some(value)),
                 Err(_) => {
-                    self.story.breaks(format!("{path} at {agent} answered {:?}, which nobody wrote", answer.text()));
+                    self.story.breaks(format!(
+                        "{path} at {agent} answered {:?}, which nobody wrote",
+                        answer.text()
+                    ));
                     None
                 }
             },
-            Ok(answer) if answer.status == StatusCode::NOT_FOUND && answer.header("x-consul-index").is_some() => Some(None),
+            Ok(answer) if answer.status == StatusCode::NOT_FOUND && answer.header("x-consul-index").is_some() => {
+                Some(None)
+            }
             Ok(answer) if answer.status.is_client_error() => {
-                self.story.breaks(format!("{path} at {agent}: {} {}", answer.status, answer.text()));
+                self.story
+                    .breaks(format!("{path} at {agent}: {} {}", answer.status, answer.text()));
                 None
             }
             Ok(_) | Err(_) => None,
@@ -201,7 +221,9 @@ impl KvClients {
         let value = value?;
         if operation == KvOperation::StaleRead {
             // Only then it is surely this server that answered.
-            let index = answer.ok().and_then(|answer| answer.header("x-consul-index")?.parse().ok());
+            let index = answer
+                .ok()
+                .and_then(|answer| answer.header("x-consul-index")?.parse().ok());
             if self.story.servers.iter().any(|server| server == agent) {
                 let boot = self.story.world.boot(agent);
                 let judged = match index {
@@ -211,13 +233,23 @@ impl KvClients {
                 self.story.holds("index_never_back", judged);
             }
             let is_written = value.is_none_or(|value| {
-                self.history().called.get(key).is_some_and(|called| called.contains(&value))
+                self.history()
+                    .called
+                    .get(key)
+                    .is_some_and(|called| called.contains(&value))
             });
             if !is_written {
-                self.story.breaks(format!("{path} at {agent} answered {value:?}, which nobody wrote to it"));
+                self.story.breaks(format!(
+                    "{path} at {agent} answered {value:?}, which nobody wrote to it"
+                ));
             }
         } else {
-            self.record(key, called_at, Some(nanos(self.story.world.elapsed())), Action::Read(value));
+            self.record(
+                key,
+                called_at,
+                Some(nanos(self.story.world.elapsed())),
+                Action::Read(value),
+            );
         }
         Some(value)
     }

@@ -34,11 +34,17 @@ impl Resolver {
     pub fn start(&self, rt: &crate::rt::SimRt) -> Vec<Task> {
         let mut rng = self.story.world.scenario_rng(&format!("workload.{}", self.position));
         let agents = self.story.resolve_all(&self.settings.at, &mut rng);
-        agents.into_iter().map(|agent| rt.spawn("workload.service_dns", self.clone().run(agent))).collect()
+        agents
+            .into_iter()
+            .map(|agent| rt.spawn("workload.service_dns", self.clone().run(agent)))
+            .collect()
     }
 
     async fn run(self, agent: String) {
-        let mut rng = self.story.world.scenario_rng(&format!("workload.{}/{agent}", self.position));
+        let mut rng = self
+            .story
+            .world
+            .scenario_rng(&format!("workload.{}/{agent}", self.position));
         while !self.story.is_over() {
             if self.story.is_serving(&agent) {
                 self.resolve(&agent).await;
@@ -52,7 +58,11 @@ impl Resolver {
     /// What the servers that may answer for this agent know, with the boot that knows it.
     fn look(&self, agent: &str) -> BTreeMap<String, (u64, Look)> {
         let is_server = self.story.servers.iter().any(|server| server == agent);
-        let servers = self.story.servers.iter().filter(|server| !is_server || *server == agent);
+        let servers = self
+            .story
+            .servers
+            .iter()
+            .filter(|server| !is_server || *server == agent);
         let looks = servers.filter_map(|server| {
             let query = Query::Instances {
                 service: self.settings.service.clone(),
@@ -82,7 +92,11 @@ impl Resolver {
             self.story.count("dns.unanswered");
             return;
         };
-        self.story.count(if answered.is_empty() { "dns.empty" } else { "dns.answered" });
+        self.story.count(if answered.is_empty() {
+            "dns.empty"
+        } else {
+            "dns.answered"
+        });
         if before.keys().ne(after.keys()) {
             // One that stopped or started meanwhile may have answered.
             return;
@@ -94,15 +108,22 @@ impl Resolver {
         let pairs: Vec<_> = pairs.collect();
         if pairs.iter().all(|(_, is_same_boot, _)| *is_same_boot) {
             let looks = pairs.into_iter().map(|(server, _, looks)| (server, looks)).collect();
-            self.story.holds("dns_never_critical", critical::check(&answered, &looks));
+            self.story
+                .holds("dns_never_critical", critical::check(&answered, &looks));
         }
     }
 
     async fn read(&self, agent: &str) {
         let is_server = self.story.servers.iter().any(|server| server == agent);
         let path = format!("/v1/health/service/{}?stale", self.settings.service);
-        let asked = self.story.state().indexes.ask(agent, self.story.world.boot(agent), &path);
-        let Ok(answer) = self.wire.get(agent, &path).await else { return };
+        let asked = self
+            .story
+            .state()
+            .indexes
+            .ask(agent, self.story.world.boot(agent), &path);
+        let Ok(answer) = self.wire.get(agent, &path).await else {
+            return;
+        };
         let index = answer.header("x-consul-index").and_then(|index| index.parse().ok());
         // An absent service has another index by contract.
         if answer.status == 200 && answer.text().trim() != "[]" && is_server {

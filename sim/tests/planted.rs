@@ -1,0 +1,80 @@
+//! Each scenario passes as it is, and fails when what it guards is broken: a judge that cannot say no proves nothing.
+//! `scenarios/README.md` says which sabotage stands for what.
+
+#![cfg(madsim)]
+
+use std::path::Path;
+use std::process::Command;
+
+/// The verdict of one run, and all it printed.
+fn run(scenario: &str, seed: u64, sabotage: Option<&str>) -> (String, String) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../scenarios")
+        .join(scenario);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quorate-sim"));
+    command.arg(file).args(["--seed", &seed.to_string()]);
+    if let Some(sabotage) = sabotage {
+        command.args(["--sabotage", sabotage]);
+    }
+    let output = command.output().expect("start the simulator");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let verdict = text.lines().rev().find_map(|line| line.strip_prefix("verdict="));
+    let verdict = verdict.unwrap_or("none").to_owned();
+    assert_eq!(output.status.success(), verdict == "pass", "{text}");
+    (verdict, text)
+}
+
+/// The scenario passes without and fails with the sabotage, for the reason that `because` is part of.
+#[track_caller]
+fn check(scenario: &str, sabotage: &str, because: &str) {
+    let (verdict, text) = run(scenario, 1, None);
+    assert_eq!(verdict, "pass", "{text}");
+    let (verdict, text) = run(scenario, 1, Some(sabotage));
+    assert_eq!(verdict, "fail", "{scenario} does not notice {sabotage}:\n{text}");
+    assert!(
+        text.contains(because),
+        "{scenario} with {sabotage} fails for another reason:\n{text}"
+    );
+}
+
+#[test]
+fn a_leader_on_the_minority_side_that_answers_consistent_reads_is_noticed() {
+    check(
+        "raft/leader_on_minority_side.toml",
+        "consistent-as-stale",
+        "linearizable",
+    );
+}
+
+#[test]
+fn disks_that_lie_about_syncs_are_noticed() {
+    check("raft/all_servers_lose_power.toml", "lying-syncs", "linearizable");
+}
+
+#[test]
+fn a_dead_node_that_stays_in_the_catalog_is_noticed() {
+    check("agent/client_node_killed.toml", "kills-do-nothing", "require[");
+    check(
+        "agent/client_node_killed.toml",
+        "dns-repeats-old-answers",
+        "dns_never_critical",
+    );
+}
+
+#[test]
+fn reads_that_need_a_leader_are_noticed() {
+    check(
+        "agent/leader_killed_reads_go_on.toml",
+        "stale-as-consistent",
+        "reads_go_on",
+    );
+}
+
+#[test]
+fn dns_that_answers_with_a_critical_instance_is_noticed() {
+    check(
+        "checks/check_fails_and_recovers.toml",
+        "dns-repeats-old-answers",
+        "dns_never_critical",
+    );
+}
