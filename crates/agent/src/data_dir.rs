@@ -55,7 +55,7 @@ pub enum DataDirError {
     Write { path: PathBuf, err: io::Error },
 }
 
-/// A check registered over HTTP, kept with whether a service's definition brought it.
+/// A check registered over HTTP, by itself or within a service's definition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptCheck {
     pub definition: CheckDefinition,

@@ -103,10 +103,13 @@ impl<R: RaftRt> ServerDuties<R> {
                     tracing::debug!(member = %member.name, "a server bootstraps by itself: waiting to be added by it");
                     return;
                 }
-                _ => tracing::error!(
-                    member = %member.name, ?expect, ours = self.bootstrap_expect,
-                    "a server has another bootstrap_expect: no cluster is founded with it"
-                ),
+                _ => {
+                    tracing::error!(
+                        member = %member.name, ?expect, ours = self.bootstrap_expect,
+                        "a server has another bootstrap_expect: no cluster is founded until they agree"
+                    );
+                    return;
+                }
             }
         }
         if candidates.len() < self.bootstrap_expect as usize {

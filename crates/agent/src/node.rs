@@ -174,10 +174,9 @@ impl<R: RaftRt> Agent<R> {
         if let Some(refused) = config.refused_definitions.first() {
             return Err(StartError::RefusedDefinition(refused.clone()));
         }
-        if config.encrypt.is_some() {
-            return Err(StartError::Unsupported(
-                "encrypt is set, but gossip encryption is not available in this release: remove the key".to_owned(),
-            ));
+        refuse_unsupported(&config)?;
+        for setting in settings_without_effect(&config) {
+            tracing::warn!("{setting} is set, but has no effect in this release");
         }
         let data_dir = DataDir::open(&rt, config.data_dir.as_deref(), config.node_id).await?;
         let node_id = data_dir.node_id();
@@ -312,6 +311,7 @@ impl<R: RaftRt> Agent<R> {
             };
             self.keep(rt.spawn("agent.track", duties.clone().track_servers()));
             self.keep(rt.spawn("agent.lead", duties.lead()));
+            self.keep(rt.spawn("agent.fatal", self.clone().end_when_replica_fails(replica.clone())));
         }
 
         let mut http_addresses = Vec::new();
@@ -325,9 +325,6 @@ impl<R: RaftRt> Agent<R> {
                     )));
                 }
             }
-        }
-        if !config.https_addrs.is_empty() {
-            tracing::warn!("ports.https is set: HTTPS is not available in this release and is left off");
         }
         let http_config = http_config(&config).map_err(StartError::Http)?;
         let http = HttpServer::start(rt.clone(), &http_addresses, http_config, AgentBackend::new(self)).await;
@@ -598,6 +595,13 @@ impl<R: RaftRt> Agent<R> {
         }
     }
 
+    /// A log that cannot be written or synced is the end of this server: it could promise nothing any more.
+    async fn end_when_replica_fails(self, replica: Replica<R>) {
+        let reason = replica.failed().await;
+        tracing::error!(%reason, "the replicated log failed: this server ends, restart it once its disk is sound");
+        self.end(Ending::Stopped);
+    }
+
     /// Joins whom this agent knew before its restart, then keeps whom it knows. A server that comes back thus hears at once
     /// of the clients that no configuration names.
     async fn keep_members(self) {
@@ -694,6 +698,47 @@ impl<R: RaftRt> Agent<R> {
             events.next().await;
         }
     }
+}
+
+/// Settings that promise protection which is not there: going on without it would be worse than not starting.
+fn refuse_unsupported(config: &Config) -> Result<(), StartError> {
+    let refused = if config.encrypt.is_some() {
+        "encrypt is set, but gossip encryption is not available in this release: remove the key"
+    } else if config.acl.enabled && config.acl.default_policy == crate::config::AclPolicy::Deny {
+        "acl.default_policy is \"deny\", but ACLs are not available in this release and everything would be open: \
+         remove acl.enabled to run without them"
+    } else {
+        return Ok(());
+    };
+    Err(StartError::Unsupported(refused.to_owned()))
+}
+
+/// Settings that are read and not acted upon, as the operator wrote them.
+fn settings_without_effect(config: &Config) -> Vec<&'static str> {
+    let limits = &config.limits.request_limits;
+    [
+        ("acl.enabled", config.acl.enabled),
+        ("serf_lan_allowed_cidrs", !config.gossip_lan.allowed_cidrs.is_empty()),
+        ("serf_wan_allowed_cidrs", !config.gossip_wan.allowed_cidrs.is_empty()),
+        ("retry_join_wan", !config.join.retry_join_wan.is_empty()),
+        ("start_join_wan", !config.join.start_join_wan.is_empty()),
+        ("ports.https", !config.https_addrs.is_empty()),
+        (
+            "limits.request_limits",
+            limits.mode != crate::config::RequestLimitMode::Disabled,
+        ),
+        ("limits.rpc_rate", config.limits.rpc_rate.is_some()),
+        ("log_file", config.logging.file.is_some()),
+        ("enable_syslog", config.logging.syslog),
+        ("ui_config", config.ui.enabled && !config.dev_mode),
+        (
+            "telemetry.prometheus_retention_time",
+            !config.telemetry.prometheus_retention_time.is_zero(),
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(setting, is_set)| is_set.then_some(setting))
+    .collect()
 }
 
 async fn resolve_all<R: Rt>(rt: &R, targets: &[HostPort]) -> Vec<SocketAddr> {

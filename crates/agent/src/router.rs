@@ -24,6 +24,8 @@ use std::time::Duration;
 const HOPS_MAX: u8 = 4;
 /// A stale read is answered from memory. A server that takes longer is asked no more, and another one is.
 const STALE_CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two looks whether the server that is waited for is still there.
+const SERVER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// What an answer may need beyond the wait it was asked to keep.
 const CALL_SLACK: Duration = Duration::from_secs(3);
 /// Between two looks for a leader, when nothing says that there is one.
@@ -226,9 +228,38 @@ impl<R: RaftRt> Router<R> {
             request.wait
         };
         match request.consistency {
-            Consistency::Stale if request.max_stale.is_none() => waits + STALE_CALL_TIMEOUT,
+            Consistency::Stale => waits + STALE_CALL_TIMEOUT,
             _ => waits + RPC_HOLD_TIMEOUT + CALL_SLACK,
         }
+    }
+
+    /// Calls a server, and gives up when the pool says that it is gone: a machine that lost its power closes no
+    /// connection, and a blocking query would wait for it to the end.
+    async fn call_while_alive(
+        &self,
+        client: &ClientRole<R>,
+        server: NodeId,
+        address: SocketAddr,
+        request: &Request,
+        timeout: Duration,
+    ) -> Result<Response, CallFailure> {
+        let gone = async {
+            loop {
+                self.rt.sleep(SERVER_CHECK_INTERVAL).await;
+                let members = client.gossip.members();
+                let is_alive = |member: &Member| member.id == server && is_alive_server(member, &self.datacenter);
+                if !members.iter().any(is_alive) {
+                    return Err(CallFailure::Unknown(
+                        "the server is no longer alive in the pool".to_owned(),
+                    ));
+                }
+            }
+        };
+        let call = std::pin::pin!(client.rpc.call(address, request, self.rt.now() + timeout));
+        futures::future::select(call, std::pin::pin!(gone))
+            .await
+            .factor_first()
+            .0
     }
 
     /// Asks the chosen server, and the others when it fails. A write goes on to the next one only while it certainly
@@ -248,7 +279,7 @@ impl<R: RaftRt> Router<R> {
                 return Err(CallError::NoServers);
             }
             for (server, address) in candidates {
-                match client.rpc.call(address, &request, self.rt.now() + timeout).await {
+                match self.call_while_alive(client, server, address, &request, timeout).await {
                     Ok(Response::Failed(CallError::NoLeader)) if !is_stale(&request) => {
                         // It held the request as long as it may: the others know no more.
                         client.chose(server);
