@@ -29,7 +29,7 @@ const STAGES: &[Stage] = &[
     ("clippy", clippy),
     ("tidy", || tidy::run(&[])),
     ("tests", tests),
-    ("sim", || sim::run(&["--twice"])),
+    ("sim", simulation),
     ("fuzz", || fuzz::run(&[])),
     ("e2e", e2e),
     ("readme", readme::check),
@@ -105,6 +105,21 @@ fn tests() -> Result<()> {
     // span the workspace, so that cargo unifies features once and builds each crate once.
     run_command(cargo().args(["test", "--workspace", "--exclude", "quorate"]))?;
     run_command(cargo().args(["test", "--workspace", "--bin", "quorate"]))
+}
+
+/// The simulator's own tests, that each scenario can fail among them, and every scenario, each seed in two processes.
+fn simulation() -> Result<()> {
+    let arguments = [
+        "test",
+        "--package",
+        "quorate-sim",
+        "--profile",
+        "sim",
+        "--target-dir",
+        "target/sim",
+    ];
+    run_command(cargo().env("RUSTFLAGS", "--cfg madsim").args(arguments))?;
+    sim::run(&["--twice"])
 }
 
 fn e2e() -> Result<()> {
