@@ -174,6 +174,11 @@ impl Inode {
         self.undo.retain(|sector, _| poisoned.contains(sector));
         self.durable_len_bytes = self.len_bytes;
     }
+    /// Nothing of what is volatile will survive power loss.
+    fn forget_at_power_loss(&mut self) {
+        self.sync_failed();
+        self.len_bytes = self.durable_len_bytes;
+    }
     fn sync_failed(&mut self) {
         self.poisoned.extend(self.undo.keys());
     }
@@ -482,6 +487,10 @@ impl DiskState {
         self.durable_tree = reached;
         self.tree = self.durable_tree.clone();
         for inode in self.inodes.values_mut() {
+            if self.faults.lies_about_syncs {
+                // All of it at once, or the torn rest would be noticed before the loss is.
+                inode.forget_at_power_loss();
+            }
             inode.lose_power(&mut self.rng);
         }
         self.close_all();
