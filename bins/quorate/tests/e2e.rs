@@ -1103,7 +1103,6 @@ fn what_was_changed_behind_an_agents_back_is_repaired() {
 #[test]
 fn stale_reads_and_dns_go_on_while_a_killed_leader_is_replaced() {
     const ASKED_FOR: Duration = Duration::from_secs(5);
-    const REPLACED_MAX: Duration = Duration::from_secs(3);
     // The default.
     let mut cluster = Cluster::start_with(5);
     let definition = json!({"Name": "web", "Port": 80, "Check": {"TTL": "10m", "Status": "passing"}});
@@ -1149,8 +1148,9 @@ fn stale_reads_and_dns_go_on_while_a_killed_leader_is_replaced() {
                 let reply = asked[0].http("PUT", "/v1/kv/after", "2");
                 reply.is_some_and(|reply| reply.status == 200 && reply.body.trim() == "true")
             });
-            let elapsed = killed_at.elapsed();
-            assert!(elapsed < REPLACED_MAX, "no write for {elapsed:?}");
+            // How long it may take is asserted in virtual time (`scenarios/agent/leader_killed_reads_go_on.toml`), where
+            // a loaded machine does not count.
+            println!("writes resumed {:?} after the leader was killed", killed_at.elapsed());
         });
     });
     cluster.check_read_everywhere("after", "2");
