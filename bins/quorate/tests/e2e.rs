@@ -1228,9 +1228,18 @@ fn a_server_refuses_a_corrupt_log_and_cuts_a_torn_one() {
         "a refused log is left as it is"
     );
 
+    // Somebody cut the file: no crash does, and what is missing may have been acknowledged.
+    fs::write(&path, &sound[..middle.start]).expect("the log can be written");
+    agent.start();
+    assert_eq!(agent.wait_for_end(), 1);
+    let place = format!("the log is corrupt: {} at offset {}", path.display(), middle.start);
+    check_contains(&agent.output(), &place);
+
     // As a loss of power leaves it: the last batch is there in part.
     let last = batches.last().expect("there are some").clone();
-    fs::write(&path, &sound[..last.start + last.len() / 2]).expect("the log can be written");
+    let mut torn = sound.clone();
+    torn[last.start + last.len() / 2..last.end].fill(0);
+    fs::write(&path, &torn).expect("the log can be written");
     agent.start();
     agent.wait_for_leader();
     // The last batch may have been the last key's.

@@ -300,41 +300,72 @@ impl<R: RaftRt> ServerDuties<R> {
     /// Adds alive servers to the Raft configuration and removes those that left, one at a time.
     async fn keep_configuration(self) {
         let mut events = self.gossip.subscribe();
+        // Servers the pool let go, until they are out of the configuration.
+        let mut gone: BTreeSet<NodeId> = BTreeSet::new();
+        let mut missing_since: BTreeMap<NodeId, Instant> = BTreeMap::new();
         loop {
-            let status = self.replica.status();
-            let known: BTreeSet<NodeId> = status.voters.iter().chain(&status.learners).copied().collect();
-            let voters: BTreeSet<NodeId> = status.voters.iter().copied().collect();
-            let mut done = true;
-            for member in self
-                .gossip
-                .members()
+            let members = self.gossip.members();
+            for member in members
                 .iter()
                 .filter(|member| member.is_server() && self.is_local(member))
             {
-                let result = match member.status {
-                    MemberStatus::Alive if !voters.contains(&member.id) => {
-                        let Some(address) = member.rpc_address() else { continue };
-                        self.replica.set_address(member.id, address);
-                        tracing::info!(server = %member.name, id = %member.id, "adding a server");
-                        self.replica.add_server(member.id).await
-                    }
-                    MemberStatus::Left if known.contains(&member.id) && member.id != self.node_id => {
-                        tracing::info!(server = %member.name, id = %member.id, "removing a server that left");
-                        self.replica.remove_server(member.id).await
-                    }
-                    _ => continue,
-                };
-                if let Err(err) = result {
-                    tracing::warn!(server = %member.name, %err, "the Raft configuration was not changed, trying again");
-                    done = false;
+                match member.status {
+                    MemberStatus::Left => drop(gone.insert(member.id)),
+                    MemberStatus::Alive => drop(gone.remove(&member.id)),
+                    MemberStatus::Leaving | MemberStatus::Failed => {}
                 }
             }
-            if done {
-                events.next().await;
-            } else {
-                self.rt.sleep(RETRY_DELAY).await;
+            let status = self.replica.status();
+            let known: BTreeSet<NodeId> = status.voters.iter().chain(&status.learners).copied().collect();
+            // One that no member has the id of was reaped before this server led, or is not heard of yet.
+            let now = self.rt.now();
+            missing_since = known
+                .iter()
+                .filter(|id| members.iter().all(|member| member.id != **id))
+                .map(|id| (*id, *missing_since.get(id).unwrap_or(&now)))
+                .collect();
+            let overdue = missing_since
+                .iter()
+                .filter(|(_, since)| now - **since >= self.reconnect_timeout);
+            gone.extend(overdue.map(|(id, _)| *id));
+            gone.retain(|id| known.contains(id) && *id != self.node_id);
+            let done = self.change_configuration(&members, &status.voters, &gone).await;
+            let pause = if done { RECONCILE_INTERVAL } else { RETRY_DELAY };
+            if let Ok(MemberEvent::Reaped(member)) = self.rt.timeout(pause, events.next()).await
+                && member.is_server()
+                && self.is_local(&member)
+            {
+                gone.insert(member.id);
             }
         }
+    }
+
+    /// Adds alive servers and removes those that are gone; whether all of it was done.
+    async fn change_configuration(&self, members: &[Member], voters: &[NodeId], gone: &BTreeSet<NodeId>) -> bool {
+        let mut done = true;
+        let is_new = |member: &&Member| {
+            member.status == MemberStatus::Alive
+                && member.is_server()
+                && self.is_local(member)
+                && !voters.contains(&member.id)
+        };
+        for member in members.iter().filter(is_new) {
+            let Some(address) = member.rpc_address() else { continue };
+            self.replica.set_address(member.id, address);
+            tracing::info!(server = %member.name, id = %member.id, "adding a server");
+            if let Err(err) = self.replica.add_server(member.id).await {
+                tracing::warn!(server = %member.name, %err, "a server was not added, trying again");
+                done = false;
+            }
+        }
+        for id in gone {
+            tracing::info!(%id, "removing a server that left or was forgotten");
+            if let Err(err) = self.replica.remove_server(*id).await {
+                tracing::warn!(%id, %err, "a server was not removed, trying again");
+                done = false;
+            }
+        }
+        done
     }
 }
 

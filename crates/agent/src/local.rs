@@ -23,6 +23,7 @@ use quorate_wire::local::LocalKind;
 use quorate_wire::rpc::{CallError, ReadRequest};
 use rand_core::Rng as _;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use thiserror::Error;
@@ -96,12 +97,22 @@ struct Inner<R: RaftRt> {
     data_dir: DataDir<R>,
     checks: Checks<R>,
     table: Mutex<Table>,
-    /// One writer to the servers at a time, so that the writes keep their order.
-    push_lock: tokio::sync::Mutex<()>,
+    /// One writer to the servers at a time, so that the writes keep their order. Within: the last push that ended.
+    push_lock: tokio::sync::Mutex<LastPush>,
+    /// Pushes that were begun.
+    push_count: AtomicU64,
+    /// An edit is the same on disk and in memory: one at a time.
+    edit_lock: tokio::sync::Mutex<()>,
     /// An edit, a result or the servers' return: the sync task looks again.
     wake: Notify,
     /// Waiters for a change of services, woken in the order they came.
     version_waiters: Mutex<Vec<tokio::sync::oneshot::Sender<()>>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct LastPush {
+    number: u64,
+    succeeded: bool,
 }
 
 struct Table {
@@ -144,7 +155,9 @@ impl<R: RaftRt> Local<R> {
             data_dir,
             checks,
             table: Mutex::new(table),
-            push_lock: tokio::sync::Mutex::new(()),
+            push_lock: tokio::sync::Mutex::default(),
+            push_count: AtomicU64::new(0),
+            edit_lock: tokio::sync::Mutex::default(),
             wake: Notify::new(),
             version_waiters: Mutex::default(),
         };
@@ -176,6 +189,7 @@ impl<R: RaftRt> Local<R> {
                 self.add_check(check, Origin::File, ttls.get(&check.id), now_wall);
             }
         }
+        self.forget_what_files_define(services, checks).await;
         let defined: BTreeSet<String> = services
             .iter()
             .map(|definition| definition.service.id.clone())
@@ -272,8 +286,23 @@ impl<R: RaftRt> Local<R> {
         for check in checks {
             self.add_check(check, Origin::File, None, now_wall);
         }
+        self.forget_what_files_define(services, checks).await;
         self.inner.wake.notify_one();
         Ok(())
+    }
+
+    /// Removes the stored records of what files define now: they would come back once the file no longer does.
+    async fn forget_what_files_define(&self, services: &[ServiceDefinition], checks: &[CheckDefinition]) {
+        let inline = services.iter().flat_map(|definition| &definition.checks);
+        let checks = inline.chain(checks).map(|check| (LocalKind::Check, &check.id));
+        let services = services
+            .iter()
+            .map(|definition| (LocalKind::Service, &definition.service.id));
+        for (kind, id) in services.chain(checks) {
+            if let Err(err) = self.inner.data_dir.forget(kind, id).await {
+                tracing::warn!(%id, %err, "a stored definition that a file replaced is still there");
+            }
+        }
     }
 
     fn add_service(&self, definition: &ServiceDefinition, origin: Origin) {
@@ -417,6 +446,7 @@ impl<R: RaftRt> Local<R> {
         definition: ServiceDefinition,
         replace_existing_checks: bool,
     ) -> Result<(), EditError> {
+        let edit = self.inner.edit_lock.lock().await;
         let policy = locked(&self.inner.table).settings.scripts;
         for check in &definition.checks {
             scripts_allowed(check, Origin::Remote, policy).map_err(EditError::Definition)?;
@@ -448,11 +478,13 @@ impl<R: RaftRt> Local<R> {
                 self.drop_check(&other);
             }
         }
+        drop(edit);
         self.push_or_retry().await;
         Ok(())
     }
 
     pub async fn deregister_service(&self, id: &str) -> Result<(), EditError> {
+        let edit = self.inner.edit_lock.lock().await;
         let Some(checks) = self.drop_service(id) else {
             return Err(EditError::UnknownService(id.to_owned()));
         };
@@ -460,11 +492,13 @@ impl<R: RaftRt> Local<R> {
             self.forget_check(&check).await?;
         }
         self.inner.data_dir.forget(LocalKind::Service, id).await?;
+        drop(edit);
         self.push_or_retry().await;
         Ok(())
     }
 
     pub async fn register_check(&self, definition: CheckDefinition) -> Result<(), EditError> {
+        let edit = self.inner.edit_lock.lock().await;
         {
             let table = locked(&self.inner.table);
             scripts_allowed(&definition, Origin::Remote, table.settings.scripts).map_err(EditError::Definition)?;
@@ -475,15 +509,18 @@ impl<R: RaftRt> Local<R> {
         self.inner.data_dir.keep_check(&definition).await?;
         let now_wall = self.inner.rt.wall_now();
         self.add_check(&definition, Origin::Remote, None, now_wall);
+        drop(edit);
         self.push_or_retry().await;
         Ok(())
     }
 
     pub async fn deregister_check(&self, id: &str) -> Result<(), EditError> {
+        let edit = self.inner.edit_lock.lock().await;
         if !self.drop_check(id) {
             return Err(EditError::UnknownCheck(id.to_owned()));
         }
         self.forget_check(id).await?;
+        drop(edit);
         self.push_or_retry().await;
         Ok(())
     }
@@ -600,17 +637,27 @@ impl<R: RaftRt> Local<R> {
 
     /// Writes what the servers do not know yet. Whether they now know all of it.
     async fn push(&self) -> bool {
-        let _one_at_a_time = self.inner.push_lock.lock().await;
+        let begun_before = self.inner.push_count.load(Ordering::SeqCst);
+        let mut last = self.inner.push_lock.lock().await;
+        if last.number > begun_before {
+            // One that began after the caller's edit has carried it, or has waited for a leader in vain: without this,
+            // every edit of a queue would wait anew.
+            return last.succeeded;
+        }
+        let number = self.inner.push_count.fetch_add(1, Ordering::SeqCst) + 1;
         let pending = {
             let table = locked(&self.inner.table);
             table.state.pending(self.inner.rt.now())
         };
+        let mut succeeded = true;
         for batch in pending.chunks(BATCH_COUNT_MAX) {
             if !self.push_batch(batch).await {
-                return false;
+                succeeded = false;
+                break;
             }
         }
-        true
+        *last = LastPush { number, succeeded };
+        succeeded
     }
 
     /// Pushes an edit. What fails now is the sync task's to repeat.

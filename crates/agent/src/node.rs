@@ -487,11 +487,14 @@ impl<R: RaftRt> Agent<R> {
             }
         }
         inner.gossip.leave().await;
-        if let Some(replica) = others {
+        if others.is_some() {
             // The new leader removes this server. It is waited for, so that the quorum never counts one that is gone.
             let removed = async {
                 loop {
-                    if !replica.status().voters.contains(&inner.node_id) {
+                    // The leader is asked: who is removed hears no more of the log.
+                    if let Ok(configuration) = inner.router.raft_configuration(false).await
+                        && configuration.servers.iter().all(|server| server.id != inner.node_id)
+                    {
                         return;
                     }
                     inner.rt.sleep(Duration::from_millis(50)).await;

@@ -267,11 +267,20 @@ impl<R: RaftRt> Router<R> {
     async fn ask_a_server(
         &self,
         client: &ClientRole<R>,
-        request: Request,
-        timeout: Duration,
+        mut request: Request,
+        mut timeout: Duration,
     ) -> Result<Response, CallError> {
         let is_write = matches!(request, Request::Write(_));
-        let hold_until = self.rt.now() + RPC_HOLD_TIMEOUT;
+        let hold = if is_stale(&request) {
+            STALE_CALL_TIMEOUT
+        } else {
+            RPC_HOLD_TIMEOUT
+        };
+        let hold_until = self.rt.now() + hold;
+        let wait_until = match &request {
+            Request::Read(read) => self.rt.now() + read.wait,
+            _ => self.rt.now(),
+        };
         let mut last_failure = None;
         loop {
             let candidates = client.candidates(&self.datacenter);
@@ -279,6 +288,11 @@ impl<R: RaftRt> Router<R> {
                 return Err(CallError::NoServers);
             }
             for (server, address) in candidates {
+                if let Request::Read(read) = &mut request {
+                    // What a server that failed has waited already is not waited again.
+                    read.wait = wait_until.duration_since(self.rt.now()).min(read.wait);
+                    timeout = self.read_timeout(read);
+                }
                 match self.call_while_alive(client, server, address, &request, timeout).await {
                     Ok(Response::Failed(CallError::NoLeader)) if !is_stale(&request) => {
                         // It held the request as long as it may: the others know no more.

@@ -193,6 +193,19 @@ impl<D: Disk> Log<D> {
                 offset: offset as u64,
                 what,
             };
+            // Segments are filled with zeros and synced before their first batch: no crash leaves a short one.
+            let name = segment.path.file_name().and_then(|name| name.to_str());
+            let is_first = name.and_then(segment_number) == Some(1);
+            let len_min = match is_first {
+                true => options.first_segment_len_bytes.min(options.segment_len_bytes),
+                false => options.segment_len_bytes,
+            };
+            if segment.len_bytes < len_min {
+                return Err(corrupt(
+                    content.len(),
+                    format!("the file was cut: a segment has at least {len_min} bytes"),
+                ));
+            }
             let mut offset = 0;
             while let Some(batch) = bytes_of::batch_at(&key, &content, offset) {
                 if batch.generation != generation {
