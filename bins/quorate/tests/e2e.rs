@@ -1252,3 +1252,48 @@ fn a_server_refuses_a_corrupt_log_and_cuts_a_torn_one() {
     agent.wait_for_leader();
     assert!(has(&agent, "key-0") && has(&agent, "after"));
 }
+
+#[test]
+fn a_pruned_server_is_no_voter_any_more() {
+    let mut cluster = Cluster::start();
+    let leader = cluster.leader();
+    let victim = (leader + 1) % cluster.servers.len();
+    let name = cluster.servers[victim].name.clone();
+    cluster.servers[victim].kill();
+    wait_until("the leader lists the killed server as failed", || {
+        let members = cluster.servers[leader].cli(&["members", "-status=failed"]);
+        members.stdout.contains(&name)
+    });
+    cluster.servers[leader]
+        .cli(&["force-leave", "-prune", &name])
+        .check(0, "", "");
+    // As long as it counted as a voter, the loss of one more server would stop all writes.
+    wait_until("two voters are left", || {
+        let configuration = cluster.servers[leader].get("/v1/operator/raft/configuration");
+        configuration.is_some_and(|configuration| configuration["Servers"].as_array().map(Vec::len) == Some(2))
+    });
+    cluster.write("after", "1");
+}
+
+#[test]
+fn a_service_that_a_file_took_over_goes_with_the_file_for_good() {
+    let mut agent = lone_server();
+    let folder = agent.folder.0.join("services");
+    fs::create_dir(&folder).expect("the folder is new");
+    agent.arguments.push(format!("-config-dir={}", folder.display()));
+    agent.start();
+    agent.wait_for_leader();
+    let registered = agent.put("/v1/agent/service/register", &json!({"Name": "ghost", "Port": 80}));
+    assert_eq!(registered.status, 200, "{registered:?}");
+    let file = agent
+        .folder
+        .write("services/ghost.json", r#"{"service": {"name": "ghost", "port": 81}}"#);
+    agent.cli(&["reload"]).check(0, "Configuration reload triggered\n", "");
+    fs::remove_file(&file).expect("it was written");
+    agent.cli(&["reload"]).check(0, "Configuration reload triggered\n", "");
+    assert!(service_ids(&agent).is_empty());
+    agent.kill();
+    agent.start();
+    agent.wait_for_leader();
+    assert!(service_ids(&agent).is_empty(), "the stored registration came back");
+}
