@@ -723,6 +723,7 @@ fn settings_without_effect(config: &Config) -> Vec<&'static str> {
         ("acl.enabled", config.acl.enabled),
         ("serf_lan_allowed_cidrs", !config.gossip_lan.allowed_cidrs.is_empty()),
         ("serf_wan_allowed_cidrs", !config.gossip_wan.allowed_cidrs.is_empty()),
+        ("session_ttl_min", config.session_ttl_min != Duration::from_secs(10)),
         ("retry_join_wan", !config.join.retry_join_wan.is_empty()),
         ("start_join_wan", !config.join.start_join_wan.is_empty()),
         ("ports.https", !config.https_addrs.is_empty()),
