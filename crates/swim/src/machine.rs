@@ -2,6 +2,7 @@
 //!
 //! Not here: how long a suspicion lasts (`suspicion`), which update goes next (`broadcast`).
 
+mod heal;
 mod probe;
 
 use crate::awareness::Awareness;
@@ -12,6 +13,7 @@ use crate::message::{
     Status, Update, validate_tags,
 };
 use crate::suspicion::Suspicion;
+use heal::Healing;
 use probe::{Probe, Relay};
 use quorate_types::limits::GOSSIP_PACKET_LEN_BYTES_MAX;
 use quorate_types::{Incarnation, Instant, Member, MemberStatus, NodeId};
@@ -180,6 +182,10 @@ pub struct Swim {
     /// Alive and suspect ones, we included.
     live_count: usize,
     suspicions: BTreeSet<(Instant, NodeId)>,
+    dead: BTreeSet<NodeId>,
+    /// Where all members but us are; several that came one after the other may share an address.
+    addresses: BTreeSet<(SocketAddr, NodeId)>,
+    healing: Healing,
     broadcasts: Broadcasts,
     awareness: Awareness,
     probe: Option<Probe>,
@@ -197,6 +203,7 @@ pub struct Swim {
     probe_rng: ChaCha8Rng,
     gossip_rng: ChaCha8Rng,
     stream_rng: ChaCha8Rng,
+    knock_rng: ChaCha8Rng,
     counters: Counters,
     now_last: Instant,
 }
@@ -241,7 +248,7 @@ impl Swim {
             rng.fill_bytes(&mut seed);
             ChaCha8Rng::from_seed(seed)
         };
-        let (mut probe_rng, mut gossip_rng, mut stream_rng) = (child(), child(), child());
+        let (mut probe_rng, mut gossip_rng, mut stream_rng, mut knock_rng) = (child(), child(), child(), child());
         let id = me.id;
         let state = Arc::new(me);
         let record = Record {
@@ -261,6 +268,9 @@ impl Swim {
             order_index: 0,
             live_count: 1,
             suspicions: BTreeSet::new(),
+            dead: BTreeSet::new(),
+            addresses: BTreeSet::new(),
+            healing: Healing::new(now + within(&mut knock_rng, config.probe_interval), now),
             broadcasts: Broadcasts::new(config.member_count_max),
             awareness: Awareness::new(config.awareness_max),
             probe: None,
@@ -279,6 +289,7 @@ impl Swim {
             probe_rng,
             gossip_rng,
             stream_rng,
+            knock_rng,
             counters: Counters::default(),
             now_last: now,
             config,
@@ -343,7 +354,7 @@ impl Swim {
         if let Leave::Until(until_at) = self.leave {
             next_at = next_at.min(until_at);
         }
-        next_at.min(self.next_probe_timeout())
+        next_at.min(self.next_probe_timeout()).min(self.next_knock_timeout())
     }
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
@@ -409,9 +420,11 @@ impl Swim {
     /// One datagram's messages.
     pub fn handle_packet(&mut self, now: Instant, from: SocketAddr, messages: Vec<Message>) {
         self.advance(now);
+        let mut is_accused = false;
         for message in messages {
+            is_accused |= self.is_accusation(&message);
             match message {
-                Message::Ping { sequence, target } => self.handle_ping(from, sequence, target),
+                Message::Ping { sequence, target } => self.handle_ping(now, from, sequence, target),
                 Message::PingReq {
                     sequence,
                     target,
@@ -422,6 +435,9 @@ impl Swim {
                 Message::Nack { sequence } => self.handle_nack(sequence, from),
                 Message::Update(update) => self.handle_update(now, from, update),
             }
+        }
+        if is_accused {
+            self.answer_accusation(now, from);
         }
     }
     /// A peer's half of an exchange, which it began. Answers with ours, or says why the peer is not let in.
@@ -444,6 +460,7 @@ impl Swim {
     pub fn handle_push_pull_reply(&mut self, now: Instant, from: SocketAddr, theirs: PushPull) {
         self.advance(now);
         self.merge(now, from, theirs);
+        self.met(now, from);
     }
     /// Our half of an exchange.
     pub fn push_pull_request(&self) -> PushPull {
@@ -470,6 +487,7 @@ impl Swim {
         self.advance(now);
         self.expire_suspicions(now);
         self.drive_probe(now);
+        self.drive_knocks(now);
         if now >= self.gossip_at {
             self.gossip_at = tick_after(self.gossip_at, self.config.gossip_interval, now);
             self.gossip(now);
@@ -681,6 +699,8 @@ impl Swim {
         let before = record.status;
         let is_updated = record.state != member;
         record.incarnation = incarnation;
+        self.addresses.remove(&(record.state.address, id));
+        self.addresses.insert((member.address, id));
         record.state = member;
         let was_leaving = record.leave_intent.take().is_some();
         record.left_by = id;
@@ -714,6 +734,7 @@ impl Swim {
         };
         let member = record.member();
         self.names.insert(member.name.clone(), id);
+        self.addresses.insert((member.address, id));
         self.members.insert(id, record);
         self.live_count += 1;
         // At a random place, or the newest would wait longest for its first probe.
@@ -934,6 +955,11 @@ impl Swim {
         }
         record.status = status;
         record.changed_at = now;
+        if status != Status::Dead {
+            self.dead.remove(&id);
+        } else if self.dead.insert(id) && self.dead.len() == 1 {
+            self.wind_knocks(now);
+        }
     }
     fn forget(&mut self, id: NodeId) {
         assert_ne!(id, self.me, "this member never forgets itself");
@@ -944,6 +970,8 @@ impl Swim {
         if record.status.is_live() {
             self.live_count -= 1;
         }
+        self.dead.remove(&id);
+        self.addresses.remove(&(record.state.address, id));
         let holder = self.names.remove(&record.state.name);
         assert_eq!(holder, Some(id), "a member holds its name");
         let place = self
@@ -1188,6 +1216,7 @@ impl Swim {
         self.awareness.check();
         self.broadcasts.check();
         self.check_probes();
+        self.check_healing();
     }
 }
 

@@ -3,7 +3,7 @@
 
 use quorate_swim::{
     Config, Event, InvalidMember, MemberState, Message, Output, PACKET_OVERHEAD_LEN_BYTES, PushPull, Refusal, Status,
-    Swim,
+    Swim, Update,
 };
 use quorate_types::{Incarnation, Instant, MemberStatus, NodeId, Uuid};
 use rand_chacha::ChaCha8Rng;
@@ -24,6 +24,8 @@ struct Node {
     is_running: bool,
     /// Deaf to timers and packets, which wait: a stopped process.
     is_paused: bool,
+    /// What came while it was paused: the socket's buffer.
+    waiting: Vec<Delivery>,
     events: Vec<Event>,
 }
 
@@ -100,6 +102,7 @@ impl Cluster {
             swim,
             is_running: true,
             is_paused: false,
+            waiting: Vec::new(),
             events: Vec::new(),
         };
         self.nodes.insert(at, node);
@@ -129,6 +132,13 @@ impl Cluster {
     }
     fn pause(&mut self, n: u8, is_paused: bool) {
         self.at(n).is_paused = is_paused;
+        if is_paused {
+            return;
+        }
+        for delivery in std::mem::take(&mut self.at(n).waiting) {
+            self.sequence += 1;
+            self.queue.insert((self.now, self.sequence), (address(n), delivery));
+        }
     }
     fn isolate(&mut self, n: u8) {
         self.isolated.insert(address(n));
@@ -207,10 +217,7 @@ impl Cluster {
                 return true;
             };
             if node.is_paused {
-                // It waits in the socket's buffer.
-                self.sequence += 1;
-                let later = now + Duration::from_millis(100);
-                self.queue.insert((later, self.sequence), (to, delivery));
+                node.waiting.push(delivery);
                 return true;
             }
             match delivery {
@@ -568,6 +575,140 @@ fn two_halves_of_a_pool_find_each_other_after_a_long_partition() {
         net.heal();
         net.run_until("the pool is whole", secs(120), |net| net.all_live(6));
     }
+}
+
+#[test]
+fn after_a_cut_long_enough_to_declare_failure_all_see_each_other_within_seconds() {
+    for (cut_off, seeds) in [(vec![1], 0..10), (vec![1, 2], 10..20), (vec![1, 2, 3], 20..30)] {
+        for seed in seeds {
+            let mut net = Cluster::joined(7, seed);
+            let others: Vec<u8> = (1..=7).filter(|n| !cut_off.contains(n)).collect();
+            for n in &cut_off {
+                net.isolate(*n);
+            }
+            net.run_until("both sides declare the other failed", secs(200), |net| {
+                others.iter().all(|n| net.all_see(&cut_off, *n, Status::Dead))
+                    && cut_off.iter().all(|n| net.all_see(&others, *n, Status::Dead))
+            });
+            net.heal();
+            let what = format!("seed {seed}: the pool is whole");
+            net.run_until(&what, secs(3), |net| net.all_live(7));
+        }
+    }
+}
+
+#[test]
+fn a_restart_that_forgot_all_is_known_both_ways_within_seconds_and_never_declared_failed() {
+    for seed in 0..20 {
+        let mut net = Cluster::joined(3, seed);
+        net.kill(3);
+        if seed % 2 == 0 {
+            net.run_until("n1 suspects n3", secs(10), |net| {
+                net.status(1, 3) == Some(Status::Suspect)
+            });
+        }
+        // It joins nobody: only the pings of the old members tell it of them.
+        net.start(describe(3), 1_000);
+        let what = format!("seed {seed}: all are live");
+        net.run_until(&what, secs(3), |net| {
+            net.all_live(3)
+                && [1, 2]
+                    .iter()
+                    .all(|n| net.node(*n).belief(id(3)).unwrap().1 >= Incarnation(1_000))
+        });
+        net.run(secs(60));
+        for viewer in 1..=3 {
+            assert!(
+                !net.events(viewer).iter().any(|event| matches!(event, Event::Failed(_))),
+                "seed {seed}"
+            );
+        }
+    }
+}
+
+fn lone() -> Swim {
+    let rng = ChaCha8Rng::seed_from_u64(1);
+    Swim::new(Config::lan(), describe(1), Incarnation(100), rng, Instant::ZERO).unwrap()
+}
+fn outputs(swim: &mut Swim) -> Vec<Output> {
+    swim.check();
+    std::iter::from_fn(|| swim.poll_output()).collect()
+}
+
+#[test]
+fn pings_of_strangers_cost_at_most_one_exchange_at_a_time_and_one_a_second() {
+    let mut swim = lone();
+    let ping = |swim: &mut Swim, ms: u64, n: u8| -> Vec<SocketAddr> {
+        let message = Message::Ping {
+            sequence: 1,
+            target: id(1),
+        };
+        swim.handle_packet(Instant::from_millis(ms), address(n), vec![message]);
+        let asked = outputs(swim).into_iter().filter_map(|output| match output {
+            Output::PushPull { to } => Some(to),
+            _ => None,
+        });
+        asked.collect()
+    };
+    assert_eq!(ping(&mut swim, 1_000, 2), [address(2)]);
+    for n in 2..200 {
+        assert_eq!(ping(&mut swim, 2_500, n), [], "one exchange is in flight");
+    }
+    let of_themselves = |n: u8| {
+        let mut swim = Swim::new(
+            Config::lan(),
+            describe(n),
+            Incarnation(1),
+            ChaCha8Rng::seed_from_u64(2),
+            Instant::ZERO,
+        )
+        .unwrap();
+        swim.join(address(1));
+        swim.push_pull_request()
+    };
+    swim.handle_push_pull_reply(Instant::from_millis(2_600), address(2), of_themselves(2));
+    assert_eq!(ping(&mut swim, 2_700, 2), [], "it is known");
+    assert_eq!(ping(&mut swim, 2_700, 3), [address(3)]);
+    swim.handle_push_pull_reply(Instant::from_millis(2_800), address(3), of_themselves(3));
+    assert_eq!(ping(&mut swim, 3_600, 4), [], "within the second");
+    assert_eq!(ping(&mut swim, 3_700, 4), [address(4)]);
+    // No reply: given up with the stream.
+    assert_eq!(ping(&mut swim, 13_600, 5), []);
+    assert_eq!(ping(&mut swim, 13_700, 5), [address(5)]);
+    // Who describes itself at another address stays a stranger, and is not asked every second.
+    swim.handle_push_pull_reply(Instant::from_millis(13_800), address(5), of_themselves(6));
+    assert_eq!(ping(&mut swim, 20_000, 5), []);
+    assert_eq!(ping(&mut swim, 43_800, 5), [address(5)]);
+    assert_eq!(ping(&mut swim, 60_000, 1), [], "our own address");
+}
+
+#[test]
+fn who_accuses_an_earlier_incarnation_is_told_of_this_one_once_a_packet_and_within_a_budget() {
+    let mut swim = lone();
+    let accuse = |swim: &mut Swim, ms: u64| -> usize {
+        let suspect = Message::Update(Update::Suspect {
+            member: id(1),
+            incarnation: Incarnation(7),
+            from: id(2),
+        });
+        swim.handle_packet(Instant::from_millis(ms), address(2), vec![suspect; 20]);
+        let told = outputs(swim).into_iter().filter(|output| match output {
+            Output::Packet { to, messages } => {
+                *to == address(2)
+                    && messages.iter().any(|message| {
+                        matches!(message, Message::Update(Update::Alive { member, incarnation })
+                            if member.id == id(1) && *incarnation == Incarnation(100))
+                    })
+            }
+            _ => false,
+        });
+        told.count()
+    };
+    assert_eq!(accuse(&mut swim, 10), 1);
+    assert!((0..1_000).map(|_| accuse(&mut swim, 20)).sum::<usize>() < 100);
+    assert_eq!(accuse(&mut swim, 20), 0);
+    assert_eq!(accuse(&mut swim, 1_020), 1);
+    assert_eq!(swim.counters().refutations, 0);
 }
 
 #[test]

@@ -144,7 +144,7 @@ impl Swim {
         }
         None
     }
-    fn next_sequence(&mut self) -> u64 {
+    pub(super) fn next_sequence(&mut self) -> u64 {
         let sequence = self.sequence_next;
         self.sequence_next += 1;
         sequence
@@ -203,11 +203,16 @@ impl Swim {
         self.apply_suspect(now, probe.target, probe.incarnation, me);
     }
 
-    pub(super) fn handle_ping(&mut self, from: SocketAddr, sequence: u64, target: NodeId) {
+    pub(super) fn handle_ping(&mut self, now: Instant, from: SocketAddr, sequence: u64, target: NodeId) {
         // Meant for a former holder of this address: answering would keep a dead member alive.
-        if target == self.me {
-            self.send(from, Message::Ack { sequence, target });
+        if target != self.me {
+            return;
         }
+        let mut messages = vec![Message::Ack { sequence, target }];
+        messages.extend(self.beliefs_at(from));
+        self.fill(&mut messages);
+        self.outputs.push_back(Output::Packet { to: from, messages });
+        self.meet(now, from);
     }
     pub(super) fn handle_ping_req(
         &mut self,
