@@ -938,6 +938,9 @@ fn bad_requests_get_an_error_and_the_agent_lives_on() {
     let mut agent = Agent::dev("n1", &[]);
     let reply = agent.put("/v1/agent/service/register", &json!({"Port": 1}));
     assert_eq!((reply.status, reply.body.as_str()), (400, "Missing service name"));
+    let reply = agent.put("/v1/agent/service/register", &json!({"Name": "web", "Port": 70_000}));
+    let text = "Invalid port: port cannot be 70000. Must be between 0 and 65535";
+    assert_eq!((reply.status, reply.body.as_str()), (400, text));
     let reply = agent
         .http("PUT", "/v1/agent/service/register", "{")
         .expect("the agent answers");

@@ -42,6 +42,8 @@ pub enum DefinitionError {
     ProgramMissing,
     #[error("Invalid check: https checks are not supported, use an http or a tcp check instead of {0:?}")]
     HttpsUnsupported(String),
+    #[error("Invalid port: {key} cannot be {port}. Must be between 0 and 65535")]
+    PortOutOfRange { key: String, port: i64 },
     #[error("Invalid check: the id {0:?} is kept for the cluster's own health check")]
     IdReserved(String),
     #[error(
@@ -111,6 +113,14 @@ pub fn prepare_service(mut definition: ServiceDefinition) -> Result<ServiceDefin
     }
     if service.weights.passing == 0 {
         return Err(DefinitionError::WeightPassingZero);
+    }
+    // An SRV record has 16 bits for it: Consul 1.8.7 takes any number, and answers no question for such an instance.
+    let tagged = service.tagged_addresses.iter();
+    let tagged = tagged.map(|(tag, address)| (format!("tagged_addresses.{tag}.port"), address.port));
+    for (key, port) in std::iter::once(("port".to_owned(), service.port)).chain(tagged) {
+        if u16::try_from(port).is_err() {
+            return Err(DefinitionError::PortOutOfRange { key, port });
+        }
     }
     validate_meta(&service.meta, false).map_err(DefinitionError::ServiceMeta)?;
     if let Ok(ip) = service.address.parse::<IpAddr>() {
@@ -385,6 +395,33 @@ mod tests {
         });
         https.interval = Duration::from_secs(1);
         assert!(text(https).contains("https checks are not supported"));
+    }
+
+    #[test]
+    fn a_port_that_no_record_can_carry_is_refused_with_its_key_and_value() {
+        for port in [-1, 65_536, 70_000, i64::MAX] {
+            let mut bad = service("a");
+            bad.service.port = port;
+            assert_eq!(
+                prepare_service(bad).unwrap_err().to_string(),
+                format!("Invalid port: port cannot be {port}. Must be between 0 and 65535")
+            );
+            let mut bad = service("a");
+            let address = ServiceAddress {
+                address: "10.0.0.1".to_owned(),
+                port,
+            };
+            bad.service.tagged_addresses.insert("wan".to_owned(), address);
+            assert_eq!(
+                prepare_service(bad).unwrap_err().to_string(),
+                format!("Invalid port: tagged_addresses.wan.port cannot be {port}. Must be between 0 and 65535")
+            );
+        }
+        for port in [0, 1, 65_535] {
+            let mut good = service("a");
+            good.service.port = port;
+            assert_eq!(prepare_service(good).unwrap().service.port, port);
+        }
     }
 
     #[test]

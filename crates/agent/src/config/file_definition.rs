@@ -417,6 +417,14 @@ mod tests {
                 r#"Failed to register service "": f.json: Missing service name"#,
             ),
             (
+                r#"{"service":{"name":"w","port":70000}}"#,
+                r#"Failed to register service "w": f.json: Invalid port: port cannot be 70000. Must be between 0 and 65535"#,
+            ),
+            (
+                r#"{"service":{"name":"w","tagged_addresses":{"lan":{"address":"a","port":-1}}}}"#,
+                r#"Failed to register service "w": f.json: Invalid port: tagged_addresses.lan.port cannot be -1. Must be between 0 and 65535"#,
+            ),
+            (
                 r#"{"check":{"id":"m"}}"#,
                 r#"Failed to register check "m": f.json: it has neither a 'ttl' nor an 'interval' with something to run ('args', 'script', 'http' or 'tcp')"#,
             ),
