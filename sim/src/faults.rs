@@ -226,6 +226,11 @@ impl Faults {
         match fault {
             Fault::Partition { side, .. } => {
                 fired.nodes = self.resolve(side);
+                if self.sabotage == Some(Sabotage::LeaderClockSlows)
+                    && let Some(leader) = self.story.leader().filter(|leader| fired.nodes.contains(leader))
+                {
+                    world.set_drift_ppm(&leader, -900_000);
+                }
                 let others: Vec<&str> = self
                     .story
                     .names()

@@ -32,6 +32,8 @@ pub enum Sabotage {
     DnsRepeatsOldAnswers,
     /// Nobody whom a scenario kills dies.
     KillsDoNothing,
+    /// From the moment it is cut off, a leader's clock runs at a tenth of its speed.
+    LeaderClockSlows,
 }
 
 impl FromStr for Sabotage {
@@ -43,9 +45,10 @@ impl FromStr for Sabotage {
             "stale-as-consistent" => Self::StaleAsConsistent,
             "dns-repeats-old-answers" => Self::DnsRepeatsOldAnswers,
             "kills-do-nothing" => Self::KillsDoNothing,
+            "leader-clock-slows" => Self::LeaderClockSlows,
             _ => bail!(
                 "--sabotage {name}: not one of lying-syncs, consistent-as-stale, stale-as-consistent, \
-                 dns-repeats-old-answers, kills-do-nothing"
+                 dns-repeats-old-answers, kills-do-nothing, leader-clock-slows"
             ),
         })
     }

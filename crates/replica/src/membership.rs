@@ -142,6 +142,7 @@ impl<R: RaftRt> Replica<R> {
             }
         };
         let failed = |err: openraft::errors::Fatal<Types<R>>| MembershipError::Failed(err.to_string());
+        let hand_over = self.hand_over();
         inner.raft.trigger().transfer_leader(successor).await.map_err(failed)?;
         let deadline = inner.rt.now() + inner.timing.lease() * 3;
         let mut metrics = inner.raft.server_metrics();
@@ -160,9 +161,9 @@ impl<R: RaftRt> Replica<R> {
                 }
             }
         };
-        by(&inner.rt, deadline, follows)
-            .await
-            .ok_or_else(|| MembershipError::Failed(format!("server {successor} did not take over in time")))
+        let followed = by(&inner.rt, deadline, follows).await;
+        drop(hand_over);
+        followed.ok_or_else(|| MembershipError::Failed(format!("server {successor} did not take over in time")))
     }
 
     fn require_leadership(&self) -> Result<(), MembershipError> {

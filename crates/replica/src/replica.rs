@@ -230,6 +230,7 @@ pub(crate) struct Inner<R: RaftRt> {
     tasks: Mutex<Vec<Task>>,
     writer: Mutex<Option<Task>>,
     clocks: Clocks<R>,
+    lease_reads: LeaseReads,
     /// Held as long as the directory is ours.
     lock: Mutex<Option<Box<dyn std::any::Any + Send + Sync>>>,
 }
@@ -292,7 +293,42 @@ impl<R: RaftRt> Clocks<R> {
     }
 }
 
+/// In which terms a lease read may be answered here without asking consensus' task, which is one for all reads.
+#[derive(Default)]
+struct LeaseReads {
+    /// A read went the whole way in this term: the state holds all that leaders before acknowledged. 0: in none yet.
+    confirmed_term: AtomicU64,
+    /// Up to this term leadership was, or is being, handed over: the successor does not wait for the lease to end.
+    handed_over_term: AtomicU64,
+}
+
+/// Keeps lease reads off while it lives, and in the term in which it ends: an order to take over may arrive late.
+pub(crate) struct HandOver<'a, R: RaftRt>(&'a Replica<R>);
+
+impl<R: RaftRt> Drop for HandOver<'_, R> {
+    fn drop(&mut self) {
+        let term = self.0.inner.raft.metrics().borrow_watched().current_term;
+        self.0.inner.lease_reads.handed_over_term.store(term, Ordering::SeqCst);
+    }
+}
+
 impl<R: RaftRt> Replica<R> {
+    /// To be held from before the order to take over is given until its end is known.
+    pub(crate) fn hand_over(&self) -> HandOver<'_, R> {
+        self.inner.lease_reads.handed_over_term.store(u64::MAX, Ordering::SeqCst);
+        HandOver(self)
+    }
+
+    /// The term in which this server leads, and when a quorum last confirmed it there.
+    fn led_term(&self) -> Option<(u64, Option<Duration>)> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.state == ServerState::Leader).then(|| {
+            let acked = metrics.last_quorum_acked;
+            (metrics.current_term, acked.map(|acked| acked.into_inner().elapsed()))
+        })
+    }
+
     /// Opens or makes the log, listens, and takes part in the cluster it belongs to, if any.
     pub async fn start(rt: R, config: ReplicaConfig<R>, handler: impl RequestHandler) -> Result<Self, StartError> {
         let directory = config.data_dir.join("raft");
@@ -412,6 +448,7 @@ impl<R: RaftRt> Replica<R> {
         let is_stopping = Arc::new(AtomicBool::new(false));
         let inner = Arc::new(Inner {
             clocks: Clocks::new(&rt),
+            lease_reads: LeaseReads::default(),
             rt: rt.clone(),
             node_id: config.node_id,
             node_name: config.node_name,
@@ -557,11 +594,26 @@ impl<R: RaftRt> Replica<R> {
         let inner = &self.inner;
         let lease = inner.timing.lease();
         let margin = lease / 20;
-        let ack_age_max = match consistency {
-            Consistency::Stale => return Ok(()),
+        let led = self.led_term();
+        let ack_age_max = match (consistency, led) {
+            (Consistency::Stale, _) => return Ok(()),
             // Openraft gives leader and follower the same lease; a tenth of it is the margin for drifting clocks.
-            Consistency::Default if inner.clocks.is_lease_credible(&inner.rt, margin) => lease * 9 / 10,
-            Consistency::Default | Consistency::Consistent => Duration::ZERO,
+            (Consistency::Default, Some((term, acked_age)))
+                if inner.lease_reads.handed_over_term.load(Ordering::SeqCst) < term
+                    && inner.clocks.is_lease_credible(&inner.rt, margin) =>
+            {
+                let ack_age_max = lease * 9 / 10;
+                // What a leader acknowledged was published before. What leaders before it acknowledged was published
+                // when the first read of the term came back. So the state is as fresh as asked while nobody else leads,
+                // which the quorum promised; the single voter's promise to itself has no age and goes the whole way.
+                if acked_age.is_some_and(|age| age < ack_age_max)
+                    && inner.lease_reads.confirmed_term.load(Ordering::Acquire) == term
+                {
+                    return Ok(());
+                }
+                ack_age_max
+            }
+            (Consistency::Default | Consistency::Consistent, _) => Duration::ZERO,
         };
         let ahead = inner.clocks.ahead(&inner.rt);
         let option = LinearizerOption::new(Some(ack_age_max), true);
@@ -574,7 +626,14 @@ impl<R: RaftRt> Replica<R> {
                 if ack_age_max.is_zero() {
                     inner.clocks.ahead_nanos.store(ahead, Ordering::Relaxed);
                 }
-                linearizer.await_ready(&inner.raft).await.map(drop).map_err(fatal)
+                linearizer.await_ready(&inner.raft).await.map_err(fatal)?;
+                // Who led in one term before and after led in it when the read was made.
+                if let (Some((before, _)), Some((after, _))) = (led, self.led_term())
+                    && before == after
+                {
+                    inner.lease_reads.confirmed_term.store(before, Ordering::Release);
+                }
+                Ok(())
             }
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
                 Err(match self.elsewhere(&forward) {
