@@ -49,6 +49,23 @@ pub struct Config {
     pub member_count_max: usize,
     /// Refuse members of other datacenters.
     pub same_datacenter_only: bool,
+    /// Lifeguard's LHA-Probe: awareness stretches the probe, and relays nack. Off: every probe takes its interval, nobody
+    /// nacks, and the awareness score stays 0.
+    pub lha_probe: bool,
+    /// Lifeguard's LHA-Suspicion: from the longest to the shortest timeout as others confirm. Off: always the shortest,
+    /// and an accusation of one who is suspect already is not told on.
+    pub lha_suspicion: bool,
+    /// Lifeguard's buddy system: a ping tells a suspect that it is one. Off: it learns that from gossip alone.
+    pub buddy: bool,
+    /// Beyond memberlist: an accuser's word weighs by its health and its record. Off: `dead` is believed at once,
+    /// whoever says it, and a confirmation may end a suspicion at once.
+    pub weighs_accusers: bool,
+    /// Beyond memberlist: time in which this member did not run, though something was due, counts against nobody. Off: it
+    /// counts against all whom it suspects.
+    pub excuses_pauses: bool,
+    /// Beyond memberlist: the dead are pinged now and then, whoever pings is told what is thought of it, accusers are
+    /// answered, strangers asked. Off: only gossip and exchanges of the full state heal a pool.
+    pub heals_at_contact: bool,
 }
 
 impl Config {
@@ -77,6 +94,34 @@ impl Config {
             // A push/pull of this many of the longest members fits its frame (16 MiB).
             member_count_max: 16_384,
             same_datacenter_only: true,
+            lha_probe: true,
+            lha_suspicion: true,
+            buddy: true,
+            weighs_accusers: true,
+            excuses_pauses: true,
+            heals_at_contact: true,
+        }
+    }
+    /// memberlist as of Lifeguard's paper with all of Lifeguard, and nothing of ours.
+    pub fn lifeguard(self) -> Self {
+        Self {
+            lha_probe: true,
+            lha_suspicion: true,
+            buddy: true,
+            ..self.swim()
+        }
+    }
+    /// The baseline of Lifeguard's paper: memberlist with neither Lifeguard's parts nor ours. The paper's other
+    /// configurations are this with one of `lha_probe`, `lha_suspicion`, `buddy` on.
+    pub fn swim(self) -> Self {
+        Self {
+            lha_probe: false,
+            lha_suspicion: false,
+            buddy: false,
+            weighs_accusers: false,
+            excuses_pauses: false,
+            heals_at_contact: false,
+            ..self
         }
     }
     /// Between datacenters.

@@ -272,7 +272,7 @@ impl Swim {
             addresses: BTreeSet::new(),
             healing: Healing::new(now + within(&mut knock_rng, config.probe_interval), now),
             broadcasts: Broadcasts::new(config.member_count_max),
-            awareness: Awareness::new(config.awareness_max),
+            awareness: Awareness::new(if config.lha_probe { config.awareness_max } else { 1 }),
             probe: None,
             relays: BTreeMap::new(),
             nacks: VecDeque::new(),
@@ -422,7 +422,7 @@ impl Swim {
         self.advance(now);
         let mut is_accused = false;
         for message in messages {
-            is_accused |= self.is_accusation(&message);
+            is_accused |= self.config.heals_at_contact && self.is_accusation(&message);
             match message {
                 Message::Ping { sequence, target } => self.handle_ping(now, from, sequence, target),
                 Message::PingReq {
@@ -514,7 +514,7 @@ impl Swim {
         let idle_until = self.next_timeout().max(self.now_last);
         let pause = now - idle_until;
         self.now_last = now;
-        if pause > self.config.probe_timeout {
+        if self.config.excuses_pauses && pause > self.config.probe_timeout {
             self.handle_pause(pause);
         }
     }
@@ -812,7 +812,7 @@ impl Swim {
         // Two probe intervals short of what the multiplier expects, as members' probes have no common phase; and without
         // enough members to confirm, none is expected (we and the suspect do not count).
         let confirmations = usize::try_from(self.config.suspicion_mult.saturating_sub(2)).unwrap_or(usize::MAX);
-        let confirmations = if self.live_count < confirmations + 2 {
+        let confirmations = if !self.config.lha_suspicion || self.live_count < confirmations + 2 {
             0
         } else {
             confirmations
@@ -860,6 +860,7 @@ impl Swim {
         match record.status {
             Status::Dead | Status::Left => {}
             Status::Alive if id == self.me => self.refute(incarnation),
+            Status::Alive if !self.config.weighs_accusers => self.declare_dead(now, id, incarnation, from),
             // The word of one member that we heard no suspicion of. It may have been cut off itself, so the accused gets
             // the time of a suspicion to refute.
             Status::Alive => {

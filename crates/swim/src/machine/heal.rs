@@ -74,7 +74,7 @@ fn accusation(me: NodeId, record: &Record) -> Option<Update> {
 
 impl Swim {
     pub(super) fn next_knock_timeout(&self) -> Instant {
-        if self.dead.is_empty() || self.leave != Leave::No {
+        if !self.config.heals_at_contact || self.dead.is_empty() || self.leave != Leave::No {
             return Instant::FAR_FUTURE;
         }
         self.healing.knock_at

@@ -113,7 +113,7 @@ impl Swim {
         });
         self.counters.probes += 1;
         let ping = Message::Ping { sequence, target };
-        if status == Status::Suspect {
+        if self.config.buddy && status == Status::Suspect {
             // Lifeguard's buddy system: a suspect hears of the suspicion with the ping, and can refute it first of all.
             let from = self.me;
             let suspect = Message::Update(Update::Suspect {
@@ -164,6 +164,7 @@ impl Swim {
             id != target && record.status == Status::Alive
         });
         self.probe_rng = rng;
+        let wants_nack = self.config.lha_probe;
         probe.asked = peers.iter().map(|(_, to)| *to).collect();
         if self.config.stream_probe {
             self.outputs.push_back(Output::StreamProbe {
@@ -181,7 +182,7 @@ impl Swim {
                     sequence,
                     target,
                     address,
-                    wants_nack: true,
+                    wants_nack,
                 },
             );
         }
@@ -209,10 +210,14 @@ impl Swim {
             return;
         }
         let mut messages = vec![Message::Ack { sequence, target }];
-        messages.extend(self.beliefs_at(from));
+        if self.config.heals_at_contact {
+            messages.extend(self.beliefs_at(from));
+        }
         self.fill(&mut messages);
         self.outputs.push_back(Output::Packet { to: from, messages });
-        self.meet(now, from);
+        if self.config.heals_at_contact {
+            self.meet(now, from);
+        }
     }
     pub(super) fn handle_ping_req(
         &mut self,
