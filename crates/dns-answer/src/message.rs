@@ -41,6 +41,10 @@ const CLASS_IN: u16 = 1;
 const OPCODE_QUERY: u8 = 0;
 const OPCODE_NOTIFY: u8 = 4;
 const OPTION_CLIENT_SUBNET: u16 = 8;
+/// The only version there is (RFC 6891).
+const EDNS_VERSION: u8 = 0;
+/// BADVERS is 16 (RFC 6891 section 9).
+const BADVERS_UPPER_BITS: u8 = 1;
 /// A pointer has 14 bits (RFC 1035 section 4.1.4).
 const POINTER_OFFSET_MAX: usize = 0x3fff;
 
@@ -85,7 +89,7 @@ pub struct Question {
 pub enum Received {
     /// Say nothing: it is no question, and two servers answering each other's answers would never end.
     Ignored,
-    /// Send these bytes: FORMERR or NOTIMP.
+    /// Send these bytes: FORMERR, NOTIMP or BADVERS.
     Rejected(Vec<u8>),
     Asked(Question),
 }
@@ -103,8 +107,9 @@ pub fn receive(message: &[u8]) -> Received {
         return Received::Rejected(rejection(header, Rcode::NotImp));
     }
     match read_question(message, header, opcode) {
-        Some(question) => Received::Asked(question),
         None => Received::Rejected(rejection(header, Rcode::FormErr)),
+        Some((question, version)) if version > EDNS_VERSION => Received::Rejected(bad_version(&question)),
+        Some((question, _)) => Received::Asked(question),
     }
 }
 
@@ -117,7 +122,28 @@ fn rejection(header: &[u8; HEADER_LEN_BYTES], rcode: Rcode) -> Vec<u8> {
     reply
 }
 
-fn read_question(message: &[u8], header: &[u8; HEADER_LEN_BYTES], opcode: u8) -> Option<Question> {
+/// BADVERS, with the version we speak in its OPT record (RFC 6891 section 6.1.3): nobody knows what a later version asks.
+fn bad_version(question: &Question) -> Vec<u8> {
+    let mut opt = opt_record(&Edns {
+        udp_len_bytes: question.edns.as_ref().map_or(0, |edns| edns.udp_len_bytes),
+        client_subnet: None,
+    });
+    // The TTL's first byte holds the upper eight of the code's twelve bits; those in the header stay 0.
+    opt[5] = BADVERS_UPPER_BITS;
+    let mut reply = vec![0; HEADER_LEN_BYTES];
+    reply[..2].copy_from_slice(&question.id.to_be_bytes());
+    reply[2] = 0x80 | (question.opcode << 3) | u8::from(question.recursion_desired);
+    reply[5] = 1;
+    reply[11] = 1;
+    reply.extend_from_slice(question.name.as_wire());
+    reply.extend_from_slice(&question.qtype.to_be_bytes());
+    reply.extend_from_slice(&question.qclass.to_be_bytes());
+    reply.extend_from_slice(&opt);
+    reply
+}
+
+/// The question, and the version of its OPT record.
+fn read_question(message: &[u8], header: &[u8; HEADER_LEN_BYTES], opcode: u8) -> Option<(Question, u8)> {
     let count = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
     if count(4) != 1 {
         return None;
@@ -133,6 +159,7 @@ fn read_question(message: &[u8], header: &[u8; HEADER_LEN_BYTES], opcode: u8) ->
         reader.record()?;
     }
     let mut edns = None;
+    let mut version = EDNS_VERSION;
     for _ in 0..count(10) {
         let record = reader.record()?;
         if record.rtype != qtype::OPT {
@@ -142,12 +169,13 @@ fn read_question(message: &[u8], header: &[u8; HEADER_LEN_BYTES], opcode: u8) ->
         if edns.is_some() || !record.is_of_root {
             return None;
         }
+        version = record.ttl[1];
         edns = Some(Edns {
             udp_len_bytes: record.class,
             client_subnet: client_subnet(record.rdata),
         });
     }
-    Some(Question {
+    let question = Question {
         id: u16::from_be_bytes([header[0], header[1]]),
         opcode,
         recursion_desired: header[2] & 1 != 0,
@@ -155,7 +183,8 @@ fn read_question(message: &[u8], header: &[u8; HEADER_LEN_BYTES], opcode: u8) ->
         qtype,
         qclass,
         edns,
-    })
+    };
+    Some((question, version))
 }
 
 /// The first client-subnet option, if it is well formed: an odd one is not echoed, which says that it was not understood.
@@ -199,6 +228,7 @@ struct RawRecord<'a> {
     is_of_root: bool,
     rtype: u16,
     class: u16,
+    ttl: [u8; 4],
     rdata: &'a [u8],
 }
 
@@ -231,12 +261,13 @@ impl<'a> Reader<'a> {
         self.skip_name()?;
         let is_of_root = self.at == name_at + 1;
         let (rtype, class) = (self.u16()?, self.u16()?);
-        self.bytes(4)?;
+        let ttl = *self.bytes(4)?.first_chunk()?;
         let rdata_len_bytes = self.u16()?;
         Some(RawRecord {
             is_of_root,
             rtype,
             class,
+            ttl,
             rdata: self.bytes(usize::from(rdata_len_bytes))?,
         })
     }

@@ -167,6 +167,31 @@ proptest! {
     }
 
     #[test]
+    fn a_later_version_of_edns_is_told_which_one_is_spoken(
+        message in questions().prop_filter("with an OPT record", |message| message[11] == 1),
+        version in 1_u8..,
+        config in configs(),
+        transport in transports(),
+    ) {
+        let asked = Message::from_vec(&message).unwrap();
+        let mut message = message;
+        // The TTL's second byte; the OPT record stands last and has no data.
+        let at = message.len() - 5;
+        message[at] = version;
+        let bytes = answer(&CATALOG, &config, &message, transport, 3).expect("a question is answered");
+        prop_assert!(bytes.len() <= 512);
+        let reply = Message::from_vec(&bytes).unwrap();
+        // hickory calls 16 BADSIG, its other meaning.
+        prop_assert_eq!(u16::from(reply.metadata.response_code), 16);
+        prop_assert_eq!(reply.metadata.id, asked.metadata.id);
+        prop_assert_eq!(reply.metadata.recursion_desired, asked.metadata.recursion_desired);
+        prop_assert_eq!(reply.edns.as_ref().map(|edns| edns.version()), Some(0));
+        prop_assert_eq!(reply.queries.len(), 1);
+        prop_assert!(reply.queries[0].name.eq_case(&asked.queries[0].name));
+        prop_assert!(reply.answers.is_empty() && reply.authorities.is_empty() && reply.additionals.is_empty());
+    }
+
+    #[test]
     fn no_critical_instance_is_answered(
         statuses in prop::collection::vec(0_u8..3, 1..30),
         asked in prop::sample::select(vec![qtype::A, qtype::SRV, qtype::ANY]),

@@ -195,6 +195,13 @@ fn what_is_no_question_gets_no_answer_and_ends_nothing() {
             (reply.metadata.id, reply.metadata.response_code),
             (2, ResponseCode::FormErr)
         );
+        let mut later_edns = question(3, "n1.node.consul", qtype::A);
+        later_edns[11] = 1;
+        later_edns.extend_from_slice(&[0, 0, 41, 4, 208, 0, 1, 0, 0, 0, 0]);
+        client.send(&later_edns).await;
+        let reply = client.receive().await;
+        // BADVERS.
+        assert_eq!((reply.metadata.id, u16::from(reply.metadata.response_code)), (3, 16));
         server.stop().await;
     });
 }
