@@ -30,9 +30,10 @@ pub enum IdentityError {
         #[source]
         err: io::Error,
     },
-    #[error("the file {path} is damaged")]
+    #[error("the file {path} is damaged at offset {offset}")]
     Malformed {
         path: PathBuf,
+        offset: u64,
         #[source]
         err: Malformed,
     },
@@ -79,7 +80,22 @@ pub async fn read<R: RaftRt>(
             wanted: node_id,
         }),
         Ok(identity) => Ok(Some(identity)),
-        Err(err) => Err(IdentityError::Malformed { path, err }),
+        Err(err) => {
+            let offset = fault_offset(&err, bytes.len());
+            Err(IdentityError::Malformed { path, offset, err })
+        }
+    }
+}
+
+/// Where the part of the file begins that does not fit: a version byte, a checksum of the rest, the rest.
+fn fault_offset(err: &Malformed, len_bytes: usize) -> u64 {
+    const CHECKSUM_AT: u64 = 1;
+    const BODY_AT: u64 = 5;
+    match err {
+        Malformed::Version { .. } => 0,
+        Malformed::TooShort { .. } if (len_bytes as u64) < BODY_AT => len_bytes as u64,
+        Malformed::Checksum => CHECKSUM_AT,
+        _ => BODY_AT,
     }
 }
 

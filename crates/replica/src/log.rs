@@ -4,8 +4,8 @@
 //! - What a flush reported as done survives power loss. Records become durable in the order they were given: votes,
 //!   entries, truncations, purges and commit points share one row of batches.
 //! - Group commit: what is given while one batch is being written and synced becomes the next one. One batch is in flight
-//!   at a time, so only the last one on disk can be torn. [`Log::open`] cuts it; an unsound batch before a sound one is
-//!   corruption, and opening fails naming file and offset.
+//!   at a time, so only the last one on disk can be torn. [`Log::open`] cuts it and says so; an unsound batch before a
+//!   sound one is corruption, and opening fails naming the file and the offset of that batch.
 //! - A failed write or sync is final: every later call fails. What a retried sync says is worth nothing.
 //! - Memory is bounded: what waits to be written by [`Options::pending_len_bytes_max`] (the giver waits), cached entries
 //!   by [`Options::cache_len_bytes_max`] (older ones are read back from disk).
@@ -23,7 +23,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-pub use recovery::Opened;
+pub use recovery::{Opened, Torn};
 pub use writer::Writer;
 
 use bytes::Bytes;
@@ -71,12 +71,20 @@ pub enum LogError {
     },
     #[error("the log is corrupt: {path} at offset {offset}: {what}")]
     Corrupt { path: PathBuf, offset: u64, what: String },
-    #[error("the log in {path} is of a format this version does not know")]
+    #[error("the log is of a format this version does not know: {path} at offset {offset}")]
     Format {
         path: PathBuf,
+        offset: u64,
         #[source]
         err: Malformed,
     },
+    #[error("the log is incomplete: in {directory} {what}")]
+    Incomplete { directory: PathBuf, what: String },
+    #[error(
+        "the log {path} was written to up to offset {offset} and more, but the file `identity` beside it is missing: \
+         restore it, or remove the whole folder to begin anew"
+    )]
+    Orphaned { path: PathBuf, offset: u64 },
     #[error("the log failed before: {reason}")]
     Failed { reason: String },
 }

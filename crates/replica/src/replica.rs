@@ -368,7 +368,7 @@ impl<R: RaftRt> Replica<R> {
             opened
         };
         let snapshots = Snapshots::<R>::new(disk, &directory);
-        let newest = snapshots.open().await?;
+        let newest = snapshots.open_for(&opened.log).await?;
 
         let listener = rt.tcp_listen(config.bind).await.map_err(|err| StartError::Listen {
             address: config.bind,

@@ -3,14 +3,19 @@
 //! A file is the length and checksum of its meta, the meta (what the snapshot stands for), then the state's records. Its
 //! name tells its position, `snapshot-<term>-<index>`, so that a newer one never takes an older one's name.
 //! A file that is being written or received has another name, and goes at the next start.
+//!
+//! What is damaged is refused with file and offset: that of the meta, frame or record that does not fit. A snapshot that
+//! the log counts on and that is not there is refused too, by the position it should have.
 
-use crate::types::RaftRt;
+use crate::log::Log;
+use crate::types::{self, RaftRt};
 use bytes::{BufMut, Bytes, BytesMut};
 use quorate_rt::{AnyDisk, AnyFile, Disk, File as _, OpenMode};
 use quorate_store::{Store, StoreBuilder};
 use quorate_wire::codec::Malformed;
+use quorate_wire::log::Position;
 use quorate_wire::raft::SnapshotMeta;
-use quorate_wire::state::{SnapshotDecoder, encode_snapshot};
+use quorate_wire::state::{SnapshotDecoder, SnapshotError, encode_snapshot};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,12 +40,35 @@ pub enum SnapshotFileError {
     },
     #[error("the snapshot {path} is corrupt at offset {offset}: {what}")]
     Corrupt { path: PathBuf, offset: u64, what: String },
-    #[error("the snapshot {path} is of a format this version does not know")]
+    #[error("the snapshot {path} is of a format this version does not know, at offset {offset}")]
     Format {
         path: PathBuf,
+        offset: u64,
         #[source]
         err: Malformed,
     },
+    #[error(
+        "a snapshot is missing in {directory}: the log is purged up to index {purged}, and {}: a file snapshot-<term>-<index> \
+         of index {purged} or above has to be there",
+        newest_text(.newest)
+    )]
+    Missing {
+        directory: PathBuf,
+        purged: u64,
+        newest: Option<PathBuf>,
+    },
+    #[error(
+        "the log of the snapshot {path} is missing: the log beside it is a new one. Restore what is missing, or remove the \
+         whole folder to begin anew"
+    )]
+    LogMissing { path: PathBuf },
+}
+
+fn newest_text(newest: &Option<PathBuf>) -> String {
+    match newest {
+        Some(path) => format!("the newest one is {}", path.display()),
+        None => "there is none".to_owned(),
+    }
 }
 
 impl From<SnapshotFileError> for io::Error {
@@ -111,6 +139,18 @@ impl<R: RaftRt> SnapshotFile<R> {
         }
     }
 
+    /// Bytes that do not decode, by where they are in the file.
+    fn malformed(&self, offset: u64, err: Malformed) -> SnapshotFileError {
+        match err {
+            Malformed::Version { .. } => SnapshotFileError::Format {
+                path: self.path.clone(),
+                offset,
+                err,
+            },
+            err => self.corrupt(offset, err.to_string()),
+        }
+    }
+
     /// What it stands for, and where the records begin.
     pub async fn meta(&self) -> Result<(SnapshotMeta, u64), SnapshotFileError> {
         let header = self
@@ -126,24 +166,27 @@ impl<R: RaftRt> SnapshotFile<R> {
         };
         let len = u32::from_le_bytes(*len) as usize;
         if len > META_LEN_BYTES_MAX {
-            return Err(self.corrupt(0, "its meta is too long"));
+            return Err(self.corrupt(
+                0,
+                format!("its meta claims {len} bytes, more than {META_LEN_BYTES_MAX}"),
+            ));
         }
         let meta = self
             .file
             .read_at(META_HEADER_LEN_BYTES as u64, len)
             .await
             .map_err(io_err("read", &self.path))?;
-        if meta.len() != len || crc32c::crc32c(&meta) != u32::from_le_bytes(*crc) {
+        if meta.len() != len {
+            let what = format!("its meta claims {len} bytes, and the file has {}", self.len_bytes);
+            return Err(self.corrupt(0, what));
+        }
+        if crc32c::crc32c(&meta) != u32::from_le_bytes(*crc) {
             return Err(self.corrupt(0, "its meta has a wrong checksum"));
         }
-        let meta = SnapshotMeta::decode(&Bytes::from(meta)).map_err(|err| match err {
-            Malformed::Version { .. } => SnapshotFileError::Format {
-                path: self.path.clone(),
-                err,
-            },
-            err => self.corrupt(META_HEADER_LEN_BYTES as u64, err.to_string()),
-        })?;
-        Ok((meta, (META_HEADER_LEN_BYTES + len) as u64))
+        let at = META_HEADER_LEN_BYTES as u64;
+        let meta = SnapshotMeta::decode(&Bytes::from(meta)).map_err(|err| self.malformed(at, err))?;
+        types::membership_from_wire(meta.membership.clone()).map_err(|err| self.corrupt(at, err))?;
+        Ok((meta, at + len as u64))
     }
 
     /// The state it holds.
@@ -152,18 +195,27 @@ impl<R: RaftRt> SnapshotFile<R> {
         let mut decoder = SnapshotDecoder::new();
         let mut builder = StoreBuilder::default();
         let mut offset = records_at;
-        let sound = |err: quorate_wire::state::SnapshotError| self.corrupt(records_at, err.to_string());
+        // The decoder counts from its first byte on.
+        let unsound = |err: SnapshotError| self.malformed(records_at + err.offset, err.err);
         while offset < self.len_bytes {
             let chunk = self.chunk(offset).await?;
             offset += chunk.len() as u64;
-            for record in decoder.push(&chunk).map_err(sound)? {
+            for (at, record) in decoder.push_located(&chunk).map_err(unsound)? {
                 builder
                     .push(record)
-                    .map_err(|err| self.corrupt(offset, err.to_string()))?;
+                    .map_err(|err| self.corrupt(records_at + at, err.to_string()))?;
             }
         }
-        decoder.finish().map_err(sound)?;
-        let store = builder.finish().map_err(|err| self.corrupt(offset, err.to_string()))?;
+        decoder.finish().map_err(|err| match err.err {
+            Malformed::TooShort { .. } => {
+                let what = format!("what begins there is cut short, the file ends at {}", self.len_bytes);
+                self.corrupt(records_at + err.offset, what)
+            }
+            _ => unsound(err),
+        })?;
+        let store = builder
+            .finish()
+            .map_err(|err| self.corrupt(records_at, err.to_string()))?;
         Ok((meta, store))
     }
 }
@@ -181,9 +233,12 @@ impl<R: RaftRt> Snapshots<R> {
         self.directory.join(format!("{NAME_PREFIX}{term:016x}-{index:016x}"))
     }
 
-    /// The newest snapshot, if there is one. Older and unfinished ones are removed.
-    pub async fn open(&self) -> Result<Option<(SnapshotFile<R>, SnapshotMeta, Store)>, SnapshotFileError> {
-        let mut names = Vec::new();
+    /// The newest snapshot that this log goes on from, if there is one. Older and unfinished ones are removed.
+    pub async fn open_for(
+        &self,
+        log: &Log<AnyDisk<R::Disk>>,
+    ) -> Result<Option<(SnapshotFile<R>, SnapshotMeta, Store)>, SnapshotFileError> {
+        let (mut names, mut unfinished) = (Vec::new(), Vec::new());
         for entry in self
             .disk
             .list(&self.directory)
@@ -191,24 +246,63 @@ impl<R: RaftRt> Snapshots<R> {
             .map_err(io_err("list", &self.directory))?
         {
             if entry.name == BUILDING_NAME || entry.name.starts_with(RECEIVING_PREFIX) {
-                let path = self.directory.join(&entry.name);
-                self.disk.remove_file(&path).await.map_err(io_err("remove", &path))?;
+                unfinished.push(entry.name);
             } else if entry.name.starts_with(NAME_PREFIX) {
                 names.push(entry.name);
             }
         }
         // Terms and indexes are written with leading zeros: names order as positions do.
         names.sort();
-        let Some(newest) = names.pop() else {
-            return Ok(None);
+        let newest = match names.pop() {
+            Some(name) => {
+                let snapshot = self.open_file(&name).await?;
+                if log.is_pristine() {
+                    // A vote is recorded before a snapshot is received, entries before one is written.
+                    return Err(SnapshotFileError::LogMissing { path: snapshot.path });
+                }
+                let (meta, store) = snapshot.load().await?;
+                if self.path_of(&meta) != snapshot.path {
+                    let what = format!("its meta is that of {}", self.path_of(&meta).display());
+                    return Err(snapshot.corrupt(META_HEADER_LEN_BYTES as u64, what));
+                }
+                Some((snapshot, meta, store))
+            }
+            None => None,
         };
-        let snapshot = self.open_file(&newest).await?;
-        let (meta, store) = snapshot.load().await?;
-        for name in names {
+        self.check_reaches(log.purged(), newest.as_ref().map(|(file, meta, _)| (&file.path, meta)))?;
+        if newest.is_some() {
+            // After the end of a process, but not of the machine, its name may be in the page cache only; and older ones
+            // are about to go, and the log may be purged on the strength of it.
+            self.disk
+                .sync_dir(&self.directory)
+                .await
+                .map_err(io_err("sync", &self.directory))?;
+        }
+        for name in names.into_iter().chain(unfinished) {
             let path = self.directory.join(name);
             self.disk.remove_file(&path).await.map_err(io_err("remove", &path))?;
         }
-        Ok(Some((snapshot, meta, store)))
+        Ok(newest)
+    }
+
+    /// What the log no longer has, a snapshot has.
+    fn check_reaches(
+        &self,
+        purged: Option<Position>,
+        newest: Option<(&PathBuf, &SnapshotMeta)>,
+    ) -> Result<(), SnapshotFileError> {
+        let Some(purged) = purged else {
+            return Ok(());
+        };
+        let reached = newest.and_then(|(_, meta)| meta.last);
+        if reached.is_some_and(|reached| reached.index >= purged.index) {
+            return Ok(());
+        }
+        Err(SnapshotFileError::Missing {
+            directory: self.directory.clone(),
+            purged: purged.index,
+            newest: newest.map(|(path, _)| path.clone()),
+        })
     }
 
     async fn open_file(&self, name: &str) -> Result<SnapshotFile<R>, SnapshotFileError> {

@@ -337,8 +337,42 @@ pub fn find_newer_batch(
     None
 }
 
-/// The records of a batch in order, each with where it begins in the body and its length.
-pub fn records(key: &Uuid, body: &Bytes) -> impl Iterator<Item = Result<(usize, usize, Record), Malformed>> {
+/// What the header at `offset` of a segment's bytes says of itself, sound or not: generation and sequence. `None` past the
+/// segment's end.
+pub fn header_at(segment: &[u8], offset: usize) -> Option<(u64, u64)> {
+    let header = segment.get(offset..offset.checked_add(BATCH_HEADER_LEN_BYTES)?)?;
+    Some((u64_at(header, 8), u64_at(header, 16)))
+}
+
+/// Why no whole and sound batch begins at `offset`; `None` when one does.
+pub fn batch_fault(key: &Uuid, segment: &Bytes, offset: usize) -> Option<Malformed> {
+    if batch_at(key, segment, offset).is_some() {
+        return None;
+    }
+    let left = segment.len().saturating_sub(offset);
+    if left < BATCH_HEADER_LEN_BYTES {
+        return Some(Malformed::TooShort { len_bytes: left });
+    }
+    let len_bytes = u32_at(segment, offset + 4) as usize;
+    let len_bytes_max = left - BATCH_HEADER_LEN_BYTES;
+    Some(match len_bytes {
+        0 => Malformed::Body {
+            reason: "there is nothing in it".to_owned(),
+        },
+        _ if len_bytes > len_bytes_max => Malformed::TooLong {
+            len_bytes,
+            len_bytes_max,
+        },
+        _ => Malformed::Checksum,
+    })
+}
+
+/// The records of a batch in order, each with where it begins in the body and its length; at the end perhaps where the
+/// first unsound one begins.
+pub fn records(
+    key: &Uuid,
+    body: &Bytes,
+) -> impl Iterator<Item = Result<(usize, usize, Record), (usize, Malformed)>> + use<> {
     let (key, body) = (*key, body.clone());
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -352,8 +386,9 @@ pub fn records(key: &Uuid, body: &Bytes) -> impl Iterator<Item = Result<(usize, 
                 Some(Ok((offset, len, record)))
             }
             Err(malformed) => {
+                let offset = at;
                 at = body.len();
-                Some(Err(malformed))
+                Some(Err((offset, malformed)))
             }
         }
     })
@@ -451,7 +486,9 @@ mod tests {
             let mut bytes = bytes.to_vec();
             let at = at.index(unpadded);
             bytes[at] ^= 1 << bit;
-            prop_assert_eq!(batch_at(&KEY, &Bytes::from(bytes), 0), None);
+            let bytes = Bytes::from(bytes);
+            prop_assert_eq!(batch_at(&KEY, &bytes, 0), None);
+            prop_assert!(batch_fault(&KEY, &bytes, 0).is_some());
         }
 
         #[test]
@@ -460,6 +497,8 @@ mod tests {
             let _ = decode_record(&KEY, &bytes);
             let _ = decode_entry(bytes.clone());
             let _ = find_newer_batch(&KEY, &bytes, 0, 0, 0);
+            let _ = header_at(&bytes, bytes.len() / 2);
+            prop_assert!(batch_fault(&KEY, &bytes, bytes.len() / 2).is_some());
             prop_assert_eq!(batch_at(&KEY, &bytes, 0), None);
         }
     }
@@ -478,6 +517,49 @@ mod tests {
     fn another_disks_batch_is_none_of_ours() {
         let bytes = batch_of(&[Record::Commit(None)], 1, 1);
         assert_eq!(batch_at(&Uuid::from_bytes([8; 16]), &bytes, 0), None);
+    }
+
+    #[test]
+    fn what_keeps_a_batch_from_being_read_is_named() {
+        let bytes = batch_of(&[Record::Commit(None), Record::Truncate(None)], 3, 9);
+        assert_eq!(batch_fault(&KEY, &bytes, 0), None);
+        assert_eq!(header_at(&bytes, 0), Some((3, 9)));
+        let with = |at: usize, value: u8| {
+            let mut bytes = bytes.to_vec();
+            bytes[at] = value;
+            Bytes::from(bytes)
+        };
+        assert_eq!(batch_fault(&KEY, &with(30, 77), 0), Some(Malformed::Checksum));
+        assert!(matches!(
+            batch_fault(&KEY, &with(6, 1), 0),
+            Some(Malformed::TooLong { .. })
+        ));
+        assert!(matches!(batch_fault(&KEY, &with(4, 0), 0), Some(Malformed::Body { .. })));
+        let cut = bytes.slice(..20);
+        assert_eq!(
+            batch_fault(&KEY, &cut, 0),
+            Some(Malformed::TooShort { len_bytes: 20 })
+        );
+        assert_eq!(header_at(&cut, 0), None);
+    }
+
+    #[test]
+    fn an_unsound_record_is_placed_within_its_batch() {
+        let mut writer = BatchWriter::default();
+        let (_, len_bytes) = writer.push(&KEY, &Record::Commit(None));
+        let mut unsound = Vec::new();
+        encode_record(&KEY, &Record::Truncate(None), &mut unsound);
+        unsound[0] = 99;
+        writer.push_encoded(&unsound);
+        let batch = batch_at(&KEY, &writer.finish(&KEY, 1, 1), 0).expect("the batch itself is sound");
+        let found: Vec<_> = records(&KEY, &batch.body).collect();
+        assert_eq!(
+            found,
+            [
+                Ok((0, len_bytes, Record::Commit(None))),
+                Err((len_bytes, Malformed::Checksum))
+            ]
+        );
     }
 
     #[test]

@@ -162,6 +162,12 @@ impl SnapshotDecoder {
 
     /// The records that these bytes complete.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<Record>, SnapshotError> {
+        let located = self.push_located(bytes)?;
+        Ok(located.into_iter().map(|(_, record)| record).collect())
+    }
+
+    /// As [`push`](Self::push), each record with where it begins in the snapshot.
+    pub fn push_located(&mut self, bytes: &[u8]) -> Result<Vec<(u64, Record)>, SnapshotError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
@@ -186,7 +192,11 @@ impl SnapshotDecoder {
 
     /// Reads the preamble or a frame at a position of the pending bytes: how long it is, 0 when it is not whole yet, or what
     /// is wrong how far into it.
-    fn take_piece(&mut self, position: usize, records: &mut Vec<Record>) -> Result<usize, (usize, Malformed)> {
+    fn take_piece(
+        &mut self,
+        position: usize,
+        records: &mut Vec<(u64, Record)>,
+    ) -> Result<usize, (usize, Malformed)> {
         let bytes = &self.pending[position..];
         if self.is_ended && !bytes.is_empty() {
             return Err((0, Malformed::Trailing { len_bytes: bytes.len() }));
@@ -255,7 +265,7 @@ impl SnapshotDecoder {
                 return Err((within, Malformed::TooShort { len_bytes: body.len() }));
             };
             let record = codec::decode::<Record>(record, RECORD_LEN_BYTES_MAX).map_err(|err| (within + 4, err))?;
-            records.push(record);
+            records.push((self.offset + (position + within) as u64, record));
             self.record_count += 1;
             rest = after;
         }

@@ -3,10 +3,13 @@
 //! Segments with a sound first batch are put in the order of their generations. The newest one's beginning names the oldest
 //! one that is needed: from there on none may be missing, and all are replayed. Older ones were freed. Each segment's
 //! beginning has to agree with what was replayed before it, and live entries to begin right after the purged ones.
+//!
+//! What cannot be seen: that whole batches at the log's end, or its newest segment, were replaced by zeros. A crash
+//! leaves the same when nothing of the last batch reached the disk.
 
 use super::*;
 use quorate_rt::{File as _, OpenMode};
-use quorate_wire::log::{BATCH_HEADER_LEN_BYTES, Membership};
+use quorate_wire::log::{BATCH_HEADER_LEN_BYTES, BatchWriter, Membership};
 
 /// Segments are `log-` and eight digits.
 const NAME_PREFIX: &str = "log-";
@@ -19,6 +22,15 @@ pub struct Opened<D: Disk> {
     pub writer: Writer<D>,
     /// The newest membership among the live entries.
     pub membership: Option<(Position, Membership)>,
+    /// The last write was not whole, and was cut.
+    pub torn: Option<Torn>,
+}
+
+/// Where a write that was never acknowledged began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Torn {
+    pub path: PathBuf,
+    pub offset: u64,
 }
 
 pub(super) fn segment_path(directory: &Path, number: u64) -> PathBuf {
@@ -38,6 +50,46 @@ struct Found<F> {
     generation: Option<u64>,
 }
 
+impl<F> Found<F> {
+    /// What the first batch says of itself, sound or not: generation and sequence.
+    fn claims(&self) -> Option<(u64, u64)> {
+        bytes_of::header_at(&self.content, 0)
+    }
+    fn corrupt(&self, offset: usize, what: String) -> LogError {
+        LogError::Corrupt {
+            path: self.path.clone(),
+            offset: offset as u64,
+            what,
+        }
+    }
+    /// Why it does not begin with a sound batch.
+    fn head_fault(&self, key: &Uuid) -> String {
+        match bytes_of::batch_fault(key, &self.content, 0) {
+            _ if self.content.is_empty() => "the file is empty".to_owned(),
+            Some(fault) => format!("its first batch is unsound ({fault})"),
+            None => "its first batch numbers itself beyond all".to_owned(),
+        }
+    }
+    /// Where zeros end and something else begins.
+    fn used_from(&self, offset: usize) -> Option<usize> {
+        let rest = self.content.get(offset..)?;
+        rest.iter().position(|byte| *byte != 0).map(|at| offset + at)
+    }
+    /// Segments are filled with zeros and synced before their first batch: no crash leaves a used one short.
+    fn check_len(&self, options: &Options) -> Result<(), LogError> {
+        let name = self.path.file_name().and_then(|name| name.to_str());
+        let len_min = match name.and_then(segment_number) == Some(1) {
+            true => options.first_segment_len_bytes.min(options.segment_len_bytes),
+            false => options.segment_len_bytes,
+        };
+        if (self.content.len() as u64) < len_min {
+            let what = format!("the file was cut: a segment has at least {len_min} bytes");
+            return Err(self.corrupt(self.content.len(), what));
+        }
+        Ok(())
+    }
+}
+
 /// The state as the replay goes.
 struct Replay<F> {
     begin: Begin,
@@ -52,6 +104,7 @@ impl<F> Replay<F> {
             .map_or(0, |last| last.index + 1 - self.slots.len() as u64)
     }
     fn apply(&mut self, record: Record, location: Location<F>) -> Result<(), String> {
+        check_positions(&record)?;
         match record {
             Record::Begin(begin) => {
                 self.begin.first_generation = begin.first_generation;
@@ -95,6 +148,14 @@ impl<F> Replay<F> {
                     };
                 }
                 self.memberships.retain(|(position, _)| position.index < next_index);
+                if let (Some(slot), Some(last)) = (self.slots.back(), self.begin.last)
+                    && slot.term != last.term
+                {
+                    return Err(format!(
+                        "it cuts after {last:?}, but that entry is of term {}",
+                        slot.term
+                    ));
+                }
             }
             Record::Purge(up_to) => {
                 if self.begin.purged.is_none_or(|purged| purged.index < up_to.index) {
@@ -113,11 +174,49 @@ impl<F> Replay<F> {
     }
 }
 
+/// No entry is at the last number there is: each has a next one.
+fn check_positions(record: &Record) -> Result<(), String> {
+    let positions = match record {
+        Record::Begin(begin) => [begin.committed, begin.purged, begin.last],
+        Record::Entry(entry) => [Some(entry.position), None, None],
+        Record::Truncate(position) | Record::Commit(position) => [*position, None, None],
+        Record::Purge(position) => [Some(*position), None, None],
+        Record::Vote(_) => [None; 3],
+    };
+    match positions
+        .into_iter()
+        .flatten()
+        .find(|position| position.index == u64::MAX)
+    {
+        Some(position) => Err(format!("no entry is at {position:?}")),
+        None => Ok(()),
+    }
+}
+
 impl<D: Disk> Log<D> {
-    /// Makes a fresh log in `directory`, which exists. Leftovers of an unfinished one are removed.
+    /// Makes a fresh log in `directory`, which exists. Leftovers of an unfinished one are removed; a log that was used is
+    /// not, and makes this fail: whoever asks for a fresh one has lost what belongs to it.
     pub async fn create(disk: D, directory: &Path, key: Uuid, options: Options) -> Result<Opened<D>, LogError> {
-        for name in segment_names(&disk, directory).await? {
-            let path = directory.join(name.1);
+        let mut beginning = BatchWriter::default();
+        beginning.push(
+            &key,
+            &Record::Begin(Begin {
+                first_generation: 1,
+                ..Begin::default()
+            }),
+        );
+        // An unfinished start leaves the first segment, with its first batch or a part of it.
+        let unused_from = |number| if number == 1 { beginning.len_bytes() } else { 0 };
+        let mut leftovers = Vec::new();
+        for (number, name) in segment_names(&disk, directory).await? {
+            let found = read_segment(&disk, directory.join(name), &key).await?;
+            if let Some(at) = found.used_from(unused_from(number)) {
+                let (path, offset) = (found.path, at as u64);
+                return Err(LogError::Orphaned { path, offset });
+            }
+            leftovers.push(found.path);
+        }
+        for path in leftovers {
             disk.remove_file(&path).await.map_err(LogError::io("remove", &path))?;
         }
         let mut writer = Writer::fresh(disk, directory, key, options);
@@ -126,6 +225,7 @@ impl<D: Disk> Log<D> {
             log: writer.log(),
             writer,
             membership: None,
+            torn: None,
         })
     }
 
@@ -142,44 +242,32 @@ impl<D: Disk> Log<D> {
         let sound = found.split_off(unsound);
         let unsound = found;
         let Some(newest) = sound.last().and_then(|segment| segment.generation) else {
-            return Err(LogError::Corrupt {
-                path: directory.to_owned(),
-                offset: 0,
-                what: "no segment begins with a sound batch".to_owned(),
-            });
+            return Err(headless(&key, directory, &unsound));
         };
         for segment in &unsound {
             // A torn beginning is the end of the log, so nothing sound of its generation can be behind it.
-            if bytes_of::find_newer_batch(&key, &segment.content, 0, newest + 1, 0).is_some() {
-                return Err(LogError::Corrupt {
-                    path: segment.path.clone(),
-                    offset: 0,
-                    what: "an unsound batch before a sound one".to_owned(),
-                });
+            if let Some(at) = bytes_of::find_newer_batch(&key, &segment.content, 0, newest + 1, 0) {
+                let what = format!("{}, before a sound one at offset {at}", segment.head_fault(&key));
+                return Err(segment.corrupt(0, what));
+            }
+            // One that was not filled yet is short, and all zeros.
+            if segment.used_from(0).is_some() {
+                segment.check_len(&options)?;
             }
         }
         let newest_found = sound.last().expect("there is a newest one");
         let first = first_generation(&key, newest_found)?;
         let mut freed = sound;
         let row = freed.split_off(freed.partition_point(|segment| segment.generation < Some(first)));
-        if row.len() as u64 != (newest + 1).saturating_sub(first)
-            || row.windows(2).any(|pair| pair[0].generation == pair[1].generation)
-        {
-            return Err(LogError::Corrupt {
-                path: directory.to_owned(),
-                offset: 0,
-                what: format!(
-                    "{} segments of the generations {first} to {newest} are sound",
-                    row.len()
-                ),
-            });
-        }
+        check_row(&key, directory, &row, &unsound, first, newest)?;
 
         let mut replay: Option<Replay<D::File>> = None;
         let mut sequence = None;
-        let mut segments = VecDeque::new();
+        let mut segments: VecDeque<Arc<Segment<D::File>>> = VecDeque::new();
         let mut offset_end = 0;
+        let mut torn = None;
         for found in row {
+            found.check_len(&options)?;
             let generation = found.generation.expect("it is in the row");
             let content = found.content;
             let segment = Arc::new(Segment {
@@ -193,72 +281,74 @@ impl<D: Disk> Log<D> {
                 offset: offset as u64,
                 what,
             };
-            // Segments are filled with zeros and synced before their first batch: no crash leaves a short one.
-            let name = segment.path.file_name().and_then(|name| name.to_str());
-            let is_first = name.and_then(segment_number) == Some(1);
-            let len_min = match is_first {
-                true => options.first_segment_len_bytes.min(options.segment_len_bytes),
-                false => options.segment_len_bytes,
-            };
-            if segment.len_bytes < len_min {
-                return Err(corrupt(
-                    content.len(),
-                    format!("the file was cut: a segment has at least {len_min} bytes"),
-                ));
-            }
             let mut offset = 0;
             while let Some(batch) = bytes_of::batch_at(&key, &content, offset) {
                 if batch.generation != generation {
                     break;
                 }
-                if sequence.is_some_and(|sequence| batch.sequence != sequence + 1) {
-                    let what = format!(
-                        "batch {} where {:?} was due",
-                        batch.sequence,
-                        sequence.map(|last: u64| last + 1)
-                    );
-                    return Err(corrupt(offset, what));
+                if let Some(last) = sequence
+                    && Some(batch.sequence) != next_of(last)
+                {
+                    return Err(match segments.back() {
+                        // What is unsound is the end of the segment before.
+                        Some(before) if offset == 0 => out_of_row(before, offset_end, last, &segment, batch.sequence),
+                        _ => corrupt(offset, format!("batch {} right after batch {last}", batch.sequence)),
+                    });
+                }
+                if batch.sequence == u64::MAX {
+                    return Err(corrupt(offset, "no batch can follow it".to_owned()));
                 }
                 sequence = Some(batch.sequence);
                 for record in bytes_of::records(&key, &batch.body) {
+                    let body = offset + BATCH_HEADER_LEN_BYTES;
                     let (at, len_bytes, record) = match record {
-                        Ok(record) => record,
-                        Err(err @ Malformed::Version { .. }) => {
+                        Ok((at, len_bytes, record)) => (body + at, len_bytes, record),
+                        Err((at, err @ Malformed::Version { .. })) => {
                             return Err(LogError::Format {
                                 path: segment.path.clone(),
+                                offset: (body + at) as u64,
                                 err,
                             });
                         }
-                        Err(malformed) => return Err(corrupt(offset, malformed.to_string())),
+                        Err((at, malformed)) => return Err(corrupt(body + at, malformed.to_string())),
                     };
                     let location = Location {
                         segment: Arc::clone(&segment),
-                        offset: (offset + BATCH_HEADER_LEN_BYTES + at) as u64,
+                        offset: at as u64,
                         len_bytes,
                     };
                     match (&mut replay, record) {
-                        (None, Record::Begin(begin)) => {
+                        (None, record @ Record::Begin(_)) => {
+                            check_positions(&record).map_err(|what| corrupt(at, what))?;
+                            let Record::Begin(begin) = record else {
+                                unreachable!("it was matched")
+                            };
                             replay = Some(Replay {
                                 begin,
                                 slots: VecDeque::new(),
                                 memberships: Vec::new(),
                             });
                         }
-                        (None, _) => return Err(corrupt(offset, "it does not begin with the log's state".to_owned())),
-                        (Some(replay), record) => {
-                            replay.apply(record, location).map_err(|what| corrupt(offset, what))?
-                        }
+                        (None, _) => return Err(corrupt(at, "it does not begin with the log's state".to_owned())),
+                        (Some(replay), record) => replay.apply(record, location).map_err(|what| corrupt(at, what))?,
                     }
                 }
                 offset += batch.len_bytes;
             }
             let last = sequence.expect("the first batch is sound");
             if let Some(at) = bytes_of::find_newer_batch(&key, &content, offset, generation, last) {
-                return Err(corrupt(
-                    offset,
-                    format!("an unsound batch before a sound one at offset {at}"),
-                ));
+                let fault = bytes_of::batch_fault(&key, &content, offset);
+                let fault = fault.map_or_else(|| "an older one".to_owned(), |fault| fault.to_string());
+                let what = format!("an unsound batch ({fault}) before a sound one at offset {at}");
+                return Err(corrupt(offset, what));
             }
+            let claims = bytes_of::header_at(&content, offset);
+            torn = claims
+                .is_some_and(|claims| is_next(claims, generation, last))
+                .then(|| Torn {
+                    path: segment.path.clone(),
+                    offset: offset as u64,
+                });
             offset_end = offset;
             segments.push_back(segment);
         }
@@ -279,6 +369,21 @@ impl<D: Disk> Log<D> {
         let mut slots = replay.slots;
         while slots.len() as u64 > next_index - live_from {
             slots.pop_front();
+        }
+        let sequence = sequence.expect("the row is not empty");
+        let torn = torn.or_else(|| {
+            let begun = unsound.iter().find(|segment| {
+                segment
+                    .claims()
+                    .is_some_and(|claims| is_next(claims, newest + 1, sequence))
+            });
+            begun.map(|segment| Torn {
+                path: segment.path.clone(),
+                offset: 0,
+            })
+        });
+        if let Some(Torn { path, offset }) = &torn {
+            tracing::warn!(path = %path.display(), offset, "the log's last write was torn: cut it, nothing acknowledged is lost");
         }
         let cached_len_bytes = slots.iter().filter_map(|slot| slot.cached.as_ref()).map(weight).sum();
         let mut state = State {
@@ -305,13 +410,14 @@ impl<D: Disk> Log<D> {
             writer::Resume {
                 segments,
                 offset: offset_end as u64,
-                sequence: sequence.expect("the row is not empty"),
+                sequence,
                 number_next: number_max + 1,
             },
         );
-        // What was found may be in the page cache only, and is about to be told to others; and it may say that the files
-        // below are free.
+        // What was found, names included, may be in the page cache only, and is about to be told to others; and it may say
+        // that the files below are free.
         writer.sync_active().await?;
+        writer.sync_names().await?;
         for segment in freed.into_iter().chain(unsound) {
             writer
                 .reuse(segment.file, segment.path, segment.content.len() as u64)
@@ -321,7 +427,110 @@ impl<D: Disk> Log<D> {
             log: writer.log(),
             writer,
             membership: replay.memberships.into_iter().next_back(),
+            torn,
         })
+    }
+}
+
+fn next_of(sequence: u64) -> Option<u64> {
+    sequence.checked_add(1)
+}
+
+/// Whether a header is that of the batch after these, or was but for one damaged field. Remains of an older use of the
+/// segment have both numbers lower.
+fn is_next((generation, sequence): (u64, u64), generation_due: u64, last: u64) -> bool {
+    generation == generation_due || Some(sequence) == next_of(last)
+}
+
+/// No segment begins with a sound batch.
+fn headless<F>(key: &Uuid, directory: &Path, unsound: &[Found<F>]) -> LogError {
+    // The newest one, as far as they say so themselves.
+    match unsound.iter().max_by_key(|segment| segment.claims()) {
+        None => LogError::Incomplete {
+            directory: directory.to_owned(),
+            what: format!("there is no segment (a file {NAME_PREFIX}<number>)"),
+        },
+        Some(segment) => segment.corrupt(
+            0,
+            format!(
+                "{}, and no segment of {} begins with a sound one of the disk id in the file `identity` beside it",
+                segment.head_fault(key),
+                unsound.len()
+            ),
+        ),
+    }
+}
+
+/// The sound segments from the first needed one on are to be without a gap.
+fn check_row<F>(
+    key: &Uuid,
+    directory: &Path,
+    row: &[Found<F>],
+    unsound: &[Found<F>],
+    first: u64,
+    newest: u64,
+) -> Result<(), LogError> {
+    let mut due = first;
+    let mut before: Option<&Found<F>> = None;
+    for segment in row {
+        let generation = segment.generation.expect("it is in the row");
+        if let Some(before) = before
+            && before.generation == segment.generation
+        {
+            let what = format!("its generation {generation} is that of {} too", before.path.display());
+            return Err(segment.corrupt(0, what));
+        }
+        if generation != due {
+            // A damaged one still says in some way that it is the one.
+            let sequence_of = |found: &Found<F>| found.claims().map(|(_, sequence)| sequence);
+            let (after, until) = (before.and_then(sequence_of).unwrap_or(0), sequence_of(segment));
+            let is_due = |found: &Found<F>| {
+                found.claims().is_some_and(|(generation, sequence)| {
+                    generation == due || sequence > after && Some(sequence) < until
+                }) || bytes_of::find_newer_batch(key, &found.content, 0, due, 0)
+                    .and_then(|at| bytes_of::header_at(&found.content, at))
+                    .is_some_and(|(generation, _)| generation == due)
+            };
+            return Err(match unsound.iter().find(|found| is_due(found)) {
+                Some(damaged) => damaged.corrupt(
+                    0,
+                    format!(
+                        "{}, and the segment after it, {}, needs it",
+                        damaged.head_fault(key),
+                        segment.path.display()
+                    ),
+                ),
+                None => LogError::Incomplete {
+                    directory: directory.to_owned(),
+                    what: format!(
+                        "the segment of generation {due} is missing, the one before {}",
+                        segment.path.display()
+                    ),
+                },
+            });
+        }
+        before = Some(segment);
+        due = generation + 1;
+    }
+    assert!(due > newest || row.is_empty(), "the newest one ends the row");
+    if row.is_empty() {
+        return Err(LogError::Incomplete {
+            directory: directory.to_owned(),
+            what: format!("the newest segment is of generation {newest} and needs those from {first} on"),
+        });
+    }
+    Ok(())
+}
+
+/// A segment goes on with another batch than the one before it ends with.
+fn out_of_row<F>(before: &Segment<F>, offset_end: usize, last: u64, segment: &Segment<F>, sequence: u64) -> LogError {
+    LogError::Corrupt {
+        path: before.path.clone(),
+        offset: offset_end as u64,
+        what: format!(
+            "no sound batch follows batch {last}, but {} goes on with batch {sequence}",
+            segment.path.display()
+        ),
     }
 }
 
@@ -332,13 +541,14 @@ fn first_generation<F>(key: &Uuid, found: &Found<F>) -> Result<u64, LogError> {
         Ok((Record::Begin(begin), _)) => Ok(begin.first_generation),
         Err(err @ Malformed::Version { .. }) => Err(LogError::Format {
             path: found.path.clone(),
+            offset: BATCH_HEADER_LEN_BYTES as u64,
             err,
         }),
-        Ok(_) | Err(_) => Err(LogError::Corrupt {
-            path: found.path.clone(),
-            offset: 0,
-            what: "it does not begin with the log's state".to_owned(),
-        }),
+        Ok(_) => Err(found.corrupt(
+            BATCH_HEADER_LEN_BYTES,
+            "it does not begin with the log's state".to_owned(),
+        )),
+        Err(err) => Err(found.corrupt(BATCH_HEADER_LEN_BYTES, err.to_string())),
     }
 }
 
@@ -367,6 +577,8 @@ async fn read_segment<D: Disk>(disk: &D, path: PathBuf, key: &Uuid) -> Result<Fo
     let len = usize::try_from(len_bytes).expect("bounded above");
     let content = Bytes::from(file.read_at(0, len).await.map_err(LogError::io("read", &path))?);
     let generation = bytes_of::batch_at(key, &content, 0).map(|batch| batch.generation);
+    // There is always a next one.
+    let generation = generation.filter(|generation| *generation < u64::MAX);
     Ok(Found {
         file,
         path,

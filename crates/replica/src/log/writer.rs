@@ -136,6 +136,13 @@ impl<D: Disk> Writer<D> {
             .map_err(LogError::io("sync", &segment.path))
     }
 
+    pub(super) async fn sync_names(&self) -> Result<(), LogError> {
+        self.disk
+            .sync_dir(&self.directory)
+            .await
+            .map_err(LogError::io("sync", &self.directory))
+    }
+
     /// Takes a file that holds no live records.
     pub(super) async fn reuse(&mut self, file: D::File, path: PathBuf, len_bytes: u64) -> Result<(), LogError> {
         if self.spares.len() >= SPARE_COUNT_MAX || len_bytes < self.shared.options.segment_len_bytes {
