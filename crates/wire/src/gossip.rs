@@ -7,7 +7,7 @@
 //!
 //! In: messages of `swim`, or bytes. Out: bytes, or messages, or [`Malformed`].
 //! Promises: a decoder never panics, takes no more memory than `codec` promises, and gives back what was encoded.
-//! The kind says how the body is to be read: `KIND_PLAIN` as it is. `KIND_SEALED` is kept for bodies under a ring's key.
+//! The kind says how the body is to be read: `KIND_PLAIN` as it is. What has another kind looks otherwise: see `seal`.
 //! Not here: who may say what (`swim`), sockets (`gossip`).
 
 use crate::codec::{Malformed, decode, encode};
@@ -19,8 +19,10 @@ use serde::{Deserialize, Serialize};
 /// The format this build speaks, and the newest it reads.
 pub const VERSION: u8 = 1;
 pub const KIND_PLAIN: u8 = 0;
-/// Not read yet: such a packet is refused.
+/// Under a key of the ring: `seal`.
 pub const KIND_SEALED: u8 = 1;
+/// What both ends of a stream say before they send sealed frames: `seal`.
+pub const KIND_GREETING: u8 = 2;
 pub const PACKET_HEADER_LEN_BYTES: usize = 6;
 pub const FRAME_HEADER_LEN_BYTES: usize = 10;
 /// The full state of the largest pool, each member described at greatest length.
@@ -45,13 +47,18 @@ fn header(body: &[u8]) -> [u8; PACKET_HEADER_LEN_BYTES] {
     [VERSION, KIND_PLAIN, a, b, c, d]
 }
 
-fn check_header(version: u8, kind: u8) -> Result<(), Malformed> {
-    if version != VERSION {
-        return Err(Malformed::Version {
+pub(crate) fn check_version(version: u8) -> Result<(), Malformed> {
+    match version {
+        VERSION => Ok(()),
+        version => Err(Malformed::Version {
             version,
             version_max: VERSION,
-        });
+        }),
     }
+}
+
+fn check_header(version: u8, kind: u8) -> Result<(), Malformed> {
+    check_version(version)?;
     if kind != KIND_PLAIN {
         return Err(Malformed::Kind { kind });
     }
@@ -83,7 +90,21 @@ pub fn decode_packet(packet: &[u8]) -> Result<Vec<Message>, Malformed> {
     if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
         return Err(Malformed::Checksum);
     }
+    decode_messages(body)
+}
+
+/// What a packet says, whether it was sealed or not.
+pub(crate) fn decode_messages(body: &[u8]) -> Result<Vec<Message>, Malformed> {
     decode(body, GOSSIP_PACKET_LEN_BYTES_MAX)
+}
+
+/// The kind of a packet or frame, of its first two bytes.
+pub fn kind(first: [u8; 2]) -> Result<u8, Malformed> {
+    check_version(first[0])?;
+    match first[1] {
+        kind @ (KIND_PLAIN | KIND_SEALED | KIND_GREETING) => Ok(kind),
+        kind => Err(Malformed::Kind { kind }),
+    }
 }
 
 /// What is known of a frame before its body was read.

@@ -3,8 +3,10 @@
 pub mod codec;
 pub mod frame;
 pub mod gossip;
+pub mod keyring;
 pub mod local;
 pub mod log;
 pub mod raft;
 pub mod rpc;
+pub mod seal;
 pub mod state;
