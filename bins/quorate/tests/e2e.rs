@@ -893,6 +893,41 @@ fn an_agent_that_cannot_start_says_why_and_exits_with_1() {
 }
 
 #[test]
+fn the_start_banner_is_whole_and_what_is_logged_comes_after_it() {
+    for (arguments, first_of_log) in [(&["-dev"][..], "20"), (&["-dev", "-log-json"][..], "{\"@level\"")] {
+        // The data directory's name is a warning, told as soon as the configuration is read.
+        let mut agent = Agent::new("n_1", arguments).with_config("a.json", r#"{"log_level": "TRACE"}"#);
+        agent.start();
+        agent.wait_for_leader();
+        wait_until("it says that it runs", || {
+            agent.output().contains("==> Consul agent running!\n")
+        });
+        let output = agent.output();
+        let (banner, log) = output
+            .split_once("\n\n==> Log data will now stream in as it occurs:\n\n")
+            .expect("the banner's end is there");
+        let lines: Vec<&str> = banner.lines().collect();
+        assert_eq!(
+            (lines[0], lines.len()),
+            ("==> Starting Quorate agent...", 9),
+            "{banner}"
+        );
+        for line in &lines[1..] {
+            assert!(line.starts_with("      "), "{line:?} is in the banner:\n{banner}");
+        }
+        check_contains(
+            banner,
+            &format!(
+                "(HTTP: {}, HTTPS: -1, gRPC: -1, DNS: {})",
+                agent.ports.http, agent.ports.dns
+            ),
+        );
+        check_contains(log, "will not be discoverable via DNS");
+        assert!(log.starts_with(first_of_log), "{log}");
+    }
+}
+
+#[test]
 fn an_agent_whose_port_is_taken_says_so_and_exits_with_1() {
     for port_of in [
         |ports: &Ports| ports.http,

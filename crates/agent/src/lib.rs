@@ -14,26 +14,34 @@ mod local;
 mod node;
 mod router;
 
+use config::Config;
 pub use local::DefinitionsError;
 pub use node::{Agent, Ending, ReloadError, StartError};
 
+use quorate_types::NodeId;
 use std::sync::Arc;
 
 /// The version of Consul's API that clients are told they talk to (`/v1/agent/self`, the `build` tag).
 pub const API_VERSION: &str = "1.20.0";
+
+/// Told with what the agent starts.
+pub type Starting = dyn Fn(&Config, NodeId) + Send + Sync;
 
 /// What an agent asks of the process around it.
 #[derive(Clone)]
 pub struct Hooks {
     /// Sets the level of the log: `trace`, `debug`, `info`, `warn` or `error`.
     pub set_log_level: Arc<dyn Fn(&str) + Send + Sync>,
+    /// The configuration reads well and the data directory is this agent's: now it begins to work, and to log.
+    pub starting: Arc<Starting>,
 }
 
 impl Default for Hooks {
-    /// The log stays as it is.
+    /// The log stays as it is, and nobody is told.
     fn default() -> Self {
         Self {
             set_log_level: Arc::new(|_| {}),
+            starting: Arc::new(|_, _| {}),
         }
     }
 }

@@ -167,19 +167,20 @@ impl<R: RaftRt> Agent<R> {
     /// Starts an agent from its flags and the files they name.
     pub async fn start(rt: R, flags: Flags, hooks: Hooks) -> Result<Self, StartError> {
         let config = load(&rt, &flags).await?;
-        (hooks.set_log_level)(config.logging.level.as_str());
-        for warning in &config.warnings {
-            tracing::warn!("{warning}");
-        }
         if let Some(refused) = config.refused_definitions.first() {
             return Err(StartError::RefusedDefinition(refused.clone()));
         }
         refuse_unsupported(&config)?;
+        let data_dir = DataDir::open(&rt, config.data_dir.as_deref(), config.node_id).await?;
+        let node_id = data_dir.node_id();
+        (hooks.starting)(&config, node_id);
+        (hooks.set_log_level)(config.logging.level.as_str());
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
         for setting in settings_without_effect(&config) {
             tracing::warn!("{setting} is set, but has no effect in this release");
         }
-        let data_dir = DataDir::open(&rt, config.data_dir.as_deref(), config.node_id).await?;
-        let node_id = data_dir.node_id();
         let kept = data_dir.load().await?;
         let datacenter: Arc<str> = config.datacenter.as_str().into();
 

@@ -4,6 +4,7 @@ use crate::logging::{self, Logs};
 use quorate_agent::config::{Config, FlagError, parse_agent_flags};
 use quorate_agent::{API_VERSION, Agent, Hooks, StartError};
 use quorate_rt::production::{self, TokioRt};
+use quorate_types::NodeId;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -55,9 +56,15 @@ async fn run_agent(rt: TokioRt, flags: quorate_agent::config::Flags, logs: Logs)
             let logs = logs.clone();
             move |level| logs.set_level(level)
         }),
+        starting: Arc::new({
+            let logs = logs.clone();
+            move |config, node_id| {
+                logs.set_json(config.logging.json);
+                print_whole(&banner(config, node_id));
+            }
+        }),
     };
     logs.set_json(flags_ask_for_json(&flags));
-    println!("==> Starting Quorate agent...");
     let agent = match Agent::start(rt, flags, hooks).await {
         Ok(agent) => agent,
         // Consul says what is wrong with the configuration before its log begins, and what is wrong later within it.
@@ -71,33 +78,34 @@ async fn run_agent(rt: TokioRt, flags: quorate_agent::config::Flags, logs: Logs)
             return ExitCode::FAILURE;
         }
     };
-    let config = agent.config();
-    logs.set_json(config.logging.json);
-    print!("{}", banner(&agent, &config));
-    // A closed output is no reason to stop serving.
-    let _ = std::io::stdout().flush();
+    print_whole("==> Consul agent running!\n");
     ExitCode::from(agent.run().await.exit_code())
+}
+
+/// In one write under the lock of the output, which the log writes its lines under too: no line gets inside.
+fn print_whole(text: &str) {
+    let mut output = std::io::stdout().lock();
+    // A closed output is no reason to stop serving.
+    let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
 }
 
 fn flags_ask_for_json(flags: &quorate_agent::config::Flags) -> bool {
     flags.overrides.get("log_json").is_some()
 }
 
-/// The start banner, in Consul's layout: tools wait for its last line.
-fn banner(agent: &Agent<TokioRt>, config: &Config) -> String {
-    let port = |address: Option<u16>| address.map_or_else(|| "-1".to_owned(), |port| port.to_string());
-    let member = agent.local_member();
-    let http = agent.http_addresses().first().map(std::net::SocketAddr::port);
-    let dns = agent.dns_addresses().first().map(std::net::SocketAddr::port);
+/// The start banner, in Consul's layout.
+fn banner(config: &Config, node_id: NodeId) -> String {
+    let port = |port: Option<u16>| port.map_or_else(|| "-1".to_owned(), |port| port.to_string());
     let clients: Vec<String> = config.client_addrs.iter().map(ToString::to_string).collect();
-    let segment = if config.server { "<all>" } else { "" };
-    let server = member
-        .tags
-        .get("port")
-        .map_or_else(String::new, |port| format!(", RPC: {port}"));
+    let (segment, server) = if config.server {
+        ("<all>", format!(", RPC: {}", config.ports.server))
+    } else {
+        ("", String::new())
+    };
     format!(
-        "           Version: '{}' (Consul API {API_VERSION})
-           Node ID: '{}'
+        "==> Starting Quorate agent...
+           Version: '{}' (Consul API {API_VERSION})
+           Node ID: '{node_id}'
          Node name: '{}'
         Datacenter: '{}' (Segment: '{segment}')
             Server: {} (Bootstrap: {})
@@ -107,18 +115,16 @@ fn banner(agent: &Agent<TokioRt>, config: &Config) -> String {
 
 ==> Log data will now stream in as it occurs:
 
-==> Consul agent running!
 ",
         env!("CARGO_PKG_VERSION"),
-        agent.node_id(),
         config.node_name,
         config.datacenter,
         config.server,
         config.bootstrap,
         clients.join(" "),
-        port(http),
-        port(dns),
-        member.address.ip(),
-        member.address.port(),
+        port(config.ports.http),
+        port(config.ports.dns),
+        config.advertise_addr,
+        config.ports.serf_lan,
     )
 }
