@@ -397,6 +397,7 @@ impl<R: Rt> Shared<R> {
                     sequence,
                     deadline_at,
                 }),
+                Output::Payload { .. } => {}
                 Output::Event(event) => self.tell(&mut core, event),
             }
         }
@@ -457,6 +458,7 @@ impl<R: Rt> Shared<R> {
             Event::StreamOnly { member } => {
                 return warn!(pool, %member, "reached over a stream, but not by datagrams: is UDP let through?");
             }
+            Event::Implausible { member, reason } => return debug!(pool, %member, %reason, "refused a coordinate"),
             Event::LeaveSent => return self.leave.notify_waiters(),
         };
         core.members = None;

@@ -49,6 +49,8 @@ pub struct Config {
     pub member_count_max: usize,
     /// Refuse members of other datacenters.
     pub same_datacenter_only: bool,
+    /// Tell this member's network coordinate with its acks, and find it from those of others. Off in the profiles.
+    pub coordinates: bool,
     /// Lifeguard's LHA-Probe: awareness stretches the probe, and relays nack. Off: every probe takes its interval, nobody
     /// nacks, and the awareness score stays 0.
     pub lha_probe: bool,
@@ -94,6 +96,7 @@ impl Config {
             // A push/pull of this many of the longest members fits its frame (16 MiB).
             member_count_max: 16_384,
             same_datacenter_only: true,
+            coordinates: false,
             lha_probe: true,
             lha_suspicion: true,
             buddy: true,

@@ -27,11 +27,13 @@
 mod awareness;
 mod broadcast;
 mod config;
+mod coordinate;
 mod machine;
 mod message;
 mod suspicion;
 
 pub use config::Config;
+pub use coordinate::{Coordinates, Implausible};
 pub use machine::{Counters, Event, Output, Swim, UnknownName};
 pub use message::{
     DATACENTER_LEN_BYTES_MAX, INCARNATION_MAX, InvalidMember, MemberState, Message, NAME_LEN_BYTES_MAX,

@@ -8,6 +8,7 @@ mod probe;
 use crate::awareness::Awareness;
 use crate::broadcast::Broadcasts;
 use crate::config::Config;
+use crate::coordinate::{Coordinates, Implausible};
 use crate::message::{
     INCARNATION_MAX, InvalidMember, MemberState, Message, PACKET_OVERHEAD_LEN_BYTES, PushPull, Refusal, RemoteMember,
     Status, Update, validate_tags,
@@ -16,7 +17,7 @@ use crate::suspicion::Suspicion;
 use heal::Healing;
 use probe::{Probe, Relay};
 use quorate_types::limits::GOSSIP_PACKET_LEN_BYTES_MAX;
-use quorate_types::{Incarnation, Instant, Member, MemberStatus, NodeId};
+use quorate_types::{Coordinate, Incarnation, Instant, Member, MemberStatus, NodeId};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -32,6 +33,11 @@ pub enum Output {
     Packet {
         to: SocketAddr,
         messages: Vec<Message>,
+    },
+    /// What a packet carried for another layer.
+    Payload {
+        from: SocketAddr,
+        payload: Vec<u8>,
     },
     /// Exchange the full state with this address.
     PushPull {
@@ -96,6 +102,11 @@ pub enum Event {
     /// It answers over streams, but not to datagrams: the network may be misconfigured.
     StreamOnly {
         member: NodeId,
+    },
+    /// A member's coordinate, or the way to it, cannot be.
+    Implausible {
+        member: NodeId,
+        reason: Implausible,
     },
     /// Our leave was sent often enough, or there was nobody to tell.
     LeaveSent,
@@ -188,6 +199,9 @@ pub struct Swim {
     healing: Healing,
     broadcasts: Broadcasts,
     awareness: Awareness,
+    coordinates: Option<Box<Coordinates>>,
+    /// The driver has news of its own for the packets of gossip.
+    has_payload: bool,
     probe: Option<Probe>,
     relays: BTreeMap<u64, Relay>,
     /// When to say of a relay, if it is still there, that its target did not answer yet. In order of time.
@@ -273,6 +287,8 @@ impl Swim {
             healing: Healing::new(now + within(&mut knock_rng, config.probe_interval), now),
             broadcasts: Broadcasts::new(config.member_count_max),
             awareness: Awareness::new(if config.lha_probe { config.awareness_max } else { 1 }),
+            coordinates: config.coordinates.then(|| Box::new(Coordinates::new(child()))),
+            has_payload: false,
             probe: None,
             relays: BTreeMap::new(),
             nacks: VecDeque::new(),
@@ -338,6 +354,26 @@ impl Swim {
     pub fn config(&self) -> &Config {
         &self.config
     }
+    /// Where this member is in the network, unless it does not care to know.
+    pub fn coordinate(&self) -> Option<Coordinate> {
+        self.coordinates.as_ref().map(|coordinates| coordinates.own())
+    }
+    /// What is known of members' places.
+    pub fn coordinates(&self) -> Option<&Coordinates> {
+        self.coordinates.as_deref()
+    }
+    /// How often one piece of news is sent in a pool of this size.
+    pub fn transmit_limit(&self) -> u32 {
+        self.config.retransmit_limit(self.live_count)
+    }
+    /// Room for a payload in a packet that holds these messages.
+    pub fn free_len_bytes(&self, messages: &[Message]) -> usize {
+        let used: usize = messages.iter().map(Message::len_bytes).sum();
+        self.config
+            .packet_len_bytes_max
+            .min(GOSSIP_PACKET_LEN_BYTES_MAX)
+            .saturating_sub(PACKET_OVERHEAD_LEN_BYTES + used)
+    }
     pub fn is_leave_sent(&self) -> bool {
         self.leave == Leave::Sent
     }
@@ -345,7 +381,7 @@ impl Swim {
     /// When `handle_timeout` is due. Never in the past once it was called.
     pub fn next_timeout(&self) -> Instant {
         let mut next_at = self.push_pull_at.min(self.reap_at).min(self.reconnect_at);
-        if !self.broadcasts.is_empty() && !self.order.is_empty() {
+        if (self.has_payload || !self.broadcasts.is_empty()) && !self.order.is_empty() {
             next_at = next_at.min(self.gossip_at);
         }
         if let Some((expires_at, _)) = self.suspicions.first() {
@@ -398,6 +434,15 @@ impl Swim {
         }
         Ok(())
     }
+    /// Whether the driver has news of its own: then each round of gossip sends packets, for the driver to fill up with
+    /// at most `free_len_bytes`.
+    pub fn set_has_payload(&mut self, now: Instant, has_payload: bool) {
+        self.advance(now);
+        if has_payload {
+            self.wake_gossip();
+        }
+        self.has_payload = has_payload;
+    }
     /// Replaces this member's tags and tells the pool.
     pub fn set_tags(&mut self, now: Instant, tags: BTreeMap<String, String>) -> Result<(), InvalidMember> {
         self.advance(now);
@@ -421,6 +466,7 @@ impl Swim {
     pub fn handle_packet(&mut self, now: Instant, from: SocketAddr, messages: Vec<Message>) {
         self.advance(now);
         let mut is_accused = false;
+        let mut round_trip = None;
         for message in messages {
             is_accused |= self.config.heals_at_contact && self.is_accusation(&message);
             match message {
@@ -431,9 +477,17 @@ impl Swim {
                     address,
                     wants_nack,
                 } => self.handle_ping_req(now, from, sequence, target, address, wants_nack),
-                Message::Ack { sequence, target } => self.handle_ack(sequence, target),
+                Message::Ack { sequence, target } => round_trip = self.handle_ack(now, from, sequence, target),
                 Message::Nack { sequence } => self.handle_nack(sequence, from),
                 Message::Update(update) => self.handle_update(now, from, update),
+                Message::Payload(payload) => self.outputs.push_back(Output::Payload { from, payload }),
+                Message::Coordinate(coordinate) => {
+                    if let (Some(coordinates), Some((id, rtt))) = (&mut self.coordinates, round_trip.take())
+                        && let Err(reason) = coordinates.observe(id, coordinate, rtt)
+                    {
+                        self.emit(Event::Implausible { member: id, reason });
+                    }
+                }
             }
         }
         if is_accused {
@@ -476,6 +530,7 @@ impl Swim {
                     from: record.left_by,
                 })
                 .collect(),
+            payload: Vec::new(),
         }
     }
     /// True when this member is the target: the driver answers the stream with an ack.
@@ -554,11 +609,14 @@ impl Swim {
         self.emit(event);
     }
     fn broadcast(&mut self, update: Update) {
-        if self.broadcasts.is_empty() && self.gossip_at < self.now_last {
+        self.wake_gossip();
+        self.broadcasts.push(update);
+    }
+    fn wake_gossip(&mut self) {
+        if !self.has_payload && self.broadcasts.is_empty() && self.gossip_at < self.now_last {
             // The gossip clock was not looked at while there was nothing to say.
             self.gossip_at = tick_after(self.gossip_at, self.config.gossip_interval, self.now_last);
         }
-        self.broadcasts.push(update);
     }
 
     // Rules on updates.
@@ -973,6 +1031,9 @@ impl Swim {
         }
         self.dead.remove(&id);
         self.addresses.remove(&(record.state.address, id));
+        if let Some(coordinates) = &mut self.coordinates {
+            coordinates.forget(id);
+        }
         let holder = self.names.remove(&record.state.name);
         assert_eq!(holder, Some(id), "a member holds its name");
         let place = self
@@ -1058,7 +1119,7 @@ impl Swim {
     }
 
     fn gossip(&mut self, now: Instant) {
-        if self.broadcasts.is_empty() {
+        if self.broadcasts.is_empty() && !self.has_payload {
             return;
         }
         let mut rng = self.gossip_rng.clone();
@@ -1074,7 +1135,7 @@ impl Swim {
         for (_, to) in peers {
             let mut messages = Vec::new();
             self.fill(&mut messages);
-            if messages.is_empty() {
+            if messages.is_empty() && !self.has_payload {
                 break;
             }
             self.outputs.push_back(Output::Packet { to, messages });

@@ -3,7 +3,7 @@
 //! Invariant: `len_bytes` of a message is never less than its encoded length, so that a packet that adds up fits.
 //! Not here: byte layouts, versions and checksums (`wire::gossip`).
 
-use quorate_types::{Incarnation, NodeId};
+use quorate_types::{Coordinate, Incarnation, NodeId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -101,6 +101,10 @@ pub enum Message {
         sequence: u64,
     },
     Update(Update),
+    /// Where the sender is in the network; follows its own ack in the same packet.
+    Coordinate(Coordinate),
+    /// Of another layer, which fills up packets: passed to the driver as it is.
+    Payload(#[serde(with = "serde_bytes")] Vec<u8>),
 }
 
 /// News about one member, gossiped on. Only the newest incarnation counts. New variants are appended.
@@ -165,6 +169,8 @@ impl Message {
             Self::PingReq { .. } => TAG + NUMBER + UUID + ADDRESS + BOOL,
             Self::Nack { .. } => TAG + NUMBER,
             Self::Update(update) => update.len_bytes(),
+            Self::Coordinate(_) => TAG + COORDINATE,
+            Self::Payload(payload) => TAG + length_len_bytes(payload.len()) + payload.len(),
         }
     }
 }
@@ -200,6 +206,9 @@ pub struct RemoteMember {
 pub struct PushPull {
     pub from: NodeId,
     pub members: Vec<RemoteMember>,
+    /// Of another layer, exchanged along: set and taken by the driver.
+    #[serde(with = "serde_bytes")]
+    pub payload: Vec<u8>,
 }
 
 /// Why a member is not let in.
@@ -226,6 +235,8 @@ const BOOL: usize = 1;
 const UUID: usize = 16;
 /// A 64-bit number: a mark and eight bytes.
 const NUMBER: usize = 9;
+/// Eight dimensions, error, adjustment and height, at their full width.
+const COORDINATE: usize = 11 * 8;
 /// The family, the longer kind of IP address, and a port.
 const ADDRESS: usize = 1 + 16 + 3;
 

@@ -101,7 +101,11 @@ fn any_state() -> impl Strategy<Value = PushPull> {
             from,
         }
     });
-    (any_id(), prop::collection::vec(remote, 0..6)).prop_map(|(from, members)| PushPull { from, members })
+    (any_id(), prop::collection::vec(remote, 0..6)).prop_map(|(from, members)| PushPull {
+        from,
+        members,
+        payload: Vec::new(),
+    })
 }
 fn any_input() -> impl Strategy<Value = Input> {
     prop_oneof![
@@ -185,7 +189,7 @@ proptest! {
                         }
                     }
                     Output::StreamProbe { sequence, .. } => stream_sequence = sequence,
-                    Output::PushPull { .. } | Output::Event(_) => {}
+                    Output::PushPull { .. } | Output::Payload { .. } | Output::Event(_) => {}
                 }
             }
         }

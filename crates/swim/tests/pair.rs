@@ -195,6 +195,7 @@ impl Cluster {
                         });
                     self.deliver(from, Delivery::StreamProbeResult { sequence, is_answered });
                 }
+                Output::Payload { .. } => {}
                 Output::Event(event) => node.events.push(event),
             }
         }

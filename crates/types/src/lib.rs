@@ -6,6 +6,7 @@
 //! Not here: rules on the records (`store`), encodings (`wire`), what clients see (`http-api`, `dns-answer`).
 
 pub mod catalog;
+pub mod coordinate;
 pub mod definition;
 pub mod ids;
 pub mod kv;
@@ -16,6 +17,7 @@ pub mod time;
 pub use catalog::{
     Check, CheckStatus, Deregistration, HealthCheckDefinition, Node, Registration, Service, ServiceAddress, Weights,
 };
+pub use coordinate::Coordinate;
 pub use definition::{CheckDefinition, CheckKind, ServiceDefinition};
 pub use ids::{Incarnation, LogIndex, ModifyIndex, NodeId, Term, Uuid, UuidError};
 pub use kv::KvPair;

@@ -25,6 +25,7 @@ pub(super) struct Probe {
     target: NodeId,
     address: SocketAddr,
     incarnation: Incarnation,
+    started_at: Instant,
     /// When others are asked; `None` once they were.
     indirect_at: Option<Instant>,
     deadline_at: Instant,
@@ -104,6 +105,7 @@ impl Swim {
             target,
             address,
             incarnation,
+            started_at: now,
             // Not scaled: waiting longer does not help a lost datagram, but leaves less time for the other ways.
             indirect_at: Some(now + self.config.probe_timeout),
             deadline_at,
@@ -210,6 +212,7 @@ impl Swim {
             return;
         }
         let mut messages = vec![Message::Ack { sequence, target }];
+        messages.extend(self.coordinate().map(Message::Coordinate));
         if self.config.heals_at_contact {
             messages.extend(self.beliefs_at(from));
         }
@@ -249,18 +252,28 @@ impl Swim {
         }
         self.send(address, Message::Ping { sequence, target });
     }
-    pub(super) fn handle_ack(&mut self, sequence: u64, target: NodeId) {
-        if self
+    /// Answers the round trip of a probe that its target itself answered in time.
+    pub(super) fn handle_ack(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        sequence: u64,
+        target: NodeId,
+    ) -> Option<(NodeId, Duration)> {
+        let acked = self
             .probe
-            .take_if(|probe| probe.sequence == sequence && probe.target == target)
-            .is_some()
-        {
+            .take_if(|probe| probe.sequence == sequence && probe.target == target);
+        if let Some(probe) = acked {
             self.awareness.improve();
-        } else if self.relays.get(&sequence).is_some_and(|relay| relay.target == target) {
+            let is_direct = probe.indirect_at.is_some() && probe.address == from;
+            return is_direct.then(|| (target, now - probe.started_at));
+        }
+        if self.relays.get(&sequence).is_some_and(|relay| relay.target == target) {
             let relay = self.relays.remove(&sequence).expect("looked up above");
             let sequence = relay.requester_sequence;
             self.send(relay.requester, Message::Ack { sequence, target });
         }
+        None
     }
     pub(super) fn handle_nack(&mut self, sequence: u64, from: SocketAddr) {
         if let Some(probe) = &mut self.probe
