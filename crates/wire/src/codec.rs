@@ -40,6 +40,18 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
         .expect("writing to memory fails only for a type that cannot be expressed")
 }
 
+/// The length of [`encode`]'s result, without making it.
+///
+/// # Panics
+///
+/// As [`encode`].
+pub fn encoded_len_bytes<T: Serialize>(value: &T) -> usize {
+    let mut counter = bincode::enc::write::SizeWriter::default();
+    bincode::serde::encode_into_writer(value, &mut counter, bincode::config::standard())
+        .expect("counting fails only for a type that cannot be expressed");
+    counter.bytes_written
+}
+
 /// The value that exactly these bytes are, when there are at most `len_bytes_max` of them.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8], len_bytes_max: usize) -> Result<T, Malformed> {
     const KIB: usize = 1024;
@@ -91,6 +103,7 @@ mod tests {
     fn a_value_survives_its_bytes() {
         let bytes = encode(&sample());
         assert_eq!(decode::<Sample>(&bytes, bytes.len()), Ok(sample()));
+        assert_eq!(encoded_len_bytes(&sample()), bytes.len());
     }
 
     #[test]
