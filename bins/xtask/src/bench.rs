@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub const HELP: &str = "\
-cargo xtask bench [--peers DIR] [--rounds N] [--seconds N] [--json FILE]
+cargo xtask bench [--peers DIR] [--rounds N] [--seconds N] [--only PART] [--json FILE]
 
 Builds the release binary and measures it beside Consul, when DIR holds one (`consul`):
   start-up   from process start until /v1/health/service/consul?passing lists the agent (agent -dev)
@@ -27,6 +27,7 @@ Builds the release binary and measures it beside Consul, when DIR holds one (`co
   --peers DIR    folder with the peers' binaries
   --rounds N     interleaved rounds (5)
   --seconds N    of each load (5)
+  --only PART    start-up, catalog (dns and memory) or kv
   --json FILE    write the medians to FILE as well
 ";
 
@@ -47,7 +48,7 @@ struct Subject {
 
 pub fn run(args: &[&str]) -> Result<()> {
     let mut peers: Option<PathBuf> = None;
-    let (mut rounds, mut seconds, mut json) = (5_usize, 5_u64, None);
+    let (mut rounds, mut seconds, mut only, mut json) = (5_usize, 5_u64, None, None);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
@@ -55,11 +56,17 @@ pub fn run(args: &[&str]) -> Result<()> {
             "--peers" => peers = Some(PathBuf::from(value()?)),
             "--rounds" => rounds = value()?.parse().context("--rounds takes a number")?,
             "--seconds" => seconds = value()?.parse().context("--seconds takes a number")?,
+            "--only" => only = Some(value()?),
             "--json" => json = Some(PathBuf::from(value()?)),
             other => bail!("unknown argument {other}\n\n{HELP}"),
         }
     }
     ensure!(rounds > 0 && seconds > 0, "--rounds and --seconds must be above zero");
+    ensure!(
+        only.is_none_or(|part| ["start-up", "catalog", "kv"].contains(part)),
+        "--only takes start-up, catalog or kv"
+    );
+    let takes = |part: &str| only.is_none_or(|only| *only == part);
     let status = Command::new("cargo")
         .args(["build", "--release", "--package", "quorate"])
         .status()?;
@@ -83,13 +90,13 @@ pub fn run(args: &[&str]) -> Result<()> {
     let mut figures = Figures::default();
     for round in 0..rounds {
         println!("round {} of {rounds}", round + 1);
-        for subject in &subjects {
+        for subject in subjects.iter().filter(|_| takes("start-up")) {
             start_up(subject, &mut figures)?;
         }
-        for subject in &subjects {
+        for subject in subjects.iter().filter(|_| takes("catalog")) {
             catalog_and_dns(subject, seconds, &mut figures)?;
         }
-        for subject in &subjects {
+        for subject in subjects.iter().filter(|_| takes("kv")) {
             key_values(subject, seconds, &mut figures)?;
         }
     }

@@ -320,7 +320,7 @@ impl<R: RaftRt> Router<R> {
 
     async fn read_here(&self, replica: &Replica<R>, mut request: ReadRequest) -> Result<ReadReply, CallError> {
         if request.consistency == Consistency::Stale {
-            let contact = replica.status().last_contact.unwrap_or(self.rt.now() - Instant::ZERO);
+            let contact = replica.standing().last_contact.unwrap_or(self.rt.now() - Instant::ZERO);
             let too_old = request.max_stale.is_some_and(|max| contact > max);
             if !too_old {
                 return self.evaluate_here(replica, &request).await;
@@ -333,7 +333,7 @@ impl<R: RaftRt> Router<R> {
         loop {
             let tried_at = self.rt.now();
             let seen = replica.leadership_version();
-            let status = replica.status();
+            let status = replica.standing();
             if status.is_leader {
                 match self.evaluate_here(replica, &request).await {
                     Ok(reply) => return Ok(reply),
@@ -399,7 +399,7 @@ impl<R: RaftRt> Router<R> {
             let moved = evaluation.index > request.min_index && !still_absent;
             let now = self.rt.now();
             if !blocking || moved || now >= deadline {
-                let status = replica.status();
+                let status = replica.standing();
                 return Ok(ReadReply {
                     answer: evaluation.answer,
                     index: evaluation.index,
@@ -426,7 +426,7 @@ impl<R: RaftRt> Router<R> {
         let hold_until = self.rt.now() + RPC_HOLD_TIMEOUT;
         loop {
             let seen = replica.leadership_version();
-            let status = replica.status();
+            let status = replica.standing();
             if status.is_leader {
                 match replica.write(&request.command).await {
                     Ok((_, outcome)) => return Ok(outcome),

@@ -30,7 +30,7 @@ pub use bootstrap::{BootstrapError, Bootstrapped};
 pub use client::RpcClient;
 pub use identity::IdentityError;
 pub use membership::MembershipError;
-pub use replica::{ReadError, Replica, ReplicaConfig, ReplicaStatus, RequestHandler, StartError, WriteError};
+pub use replica::{ReadError, Replica, ReplicaConfig, ReplicaStatus, RequestHandler, Standing, StartError, WriteError};
 pub use snapshot::SnapshotFileError;
 pub use transport::client::CallFailure;
 pub use types::RaftRt;

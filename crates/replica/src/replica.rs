@@ -169,6 +169,14 @@ pub struct ReplicaStatus {
     pub last_contact: Option<Duration>,
 }
 
+/// The part of [`ReplicaStatus`] that every read looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub leader: Option<NodeId>,
+    pub is_leader: bool,
+    pub last_contact: Option<Duration>,
+}
+
 /// What is watched of leadership.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Leadership {
@@ -206,6 +214,8 @@ impl Timing {
     }
 }
 
+type Metrics<R> = openraft::metrics::RaftMetrics<Types<R>>;
+type ServerMetrics<R> = openraft::metrics::RaftServerMetrics<Types<R>>;
 pub(crate) type Consensus<R> = Raft<Types<R>, Machine<R>>;
 
 pub(crate) struct Inner<R: RaftRt> {
@@ -315,7 +325,10 @@ impl<R: RaftRt> Drop for HandOver<'_, R> {
 impl<R: RaftRt> Replica<R> {
     /// To be held from before the order to take over is given until its end is known.
     pub(crate) fn hand_over(&self) -> HandOver<'_, R> {
-        self.inner.lease_reads.handed_over_term.store(u64::MAX, Ordering::SeqCst);
+        self.inner
+            .lease_reads
+            .handed_over_term
+            .store(u64::MAX, Ordering::SeqCst);
         HandOver(self)
     }
 
@@ -586,7 +599,7 @@ impl<R: RaftRt> Replica<R> {
 
     fn elsewhere(&self, forward: &ForwardToLeader<Types<R>>) -> Option<NodeId> {
         let leader = forward.leader_id?;
-        (leader != self.inner.node_id && self.status().leader == Some(leader)).then_some(leader)
+        (leader != self.inner.node_id && self.standing().leader == Some(leader)).then_some(leader)
     }
 
     /// On return, [`Self::snapshot`] is as fresh as asked.
@@ -646,21 +659,23 @@ impl<R: RaftRt> Replica<R> {
         }
     }
 
-    pub fn status(&self) -> ReplicaStatus {
-        let inner = &self.inner;
-        let metrics = inner.raft.metrics();
+    /// Cheap: it allocates nothing.
+    pub fn standing(&self) -> Standing {
+        let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
-        // Leadership is read where `watch_consensus` reads it: the two channels are not written at one time, and who was
-        // told of a move must find it here.
-        let server = inner.raft.server_metrics();
+        let server = self.inner.raft.server_metrics();
         let server = server.borrow_watched();
-        let index = |log_id: &Option<crate::types::LogId>| LogIndex(log_id.as_ref().map_or(0, |log_id| log_id.index));
-        let membership: &StoredMembership = &server.membership_config;
-        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        self.standing_in(&metrics, &server)
+    }
+
+    fn standing_in(&self, metrics: &Metrics<R>, server: &ServerMetrics<R>) -> Standing {
+        let inner = &self.inner;
         let patience = inner.timing.lease() * 2;
-        let leads = server.state == ServerState::Leader;
-        let is_leader = leads
-            && (voters.len() <= 1
+        let mut voters = server.membership_config.voter_ids();
+        let first = voters.next();
+        let is_only_voter = voters.all(|voter| Some(voter) == first);
+        let is_leader = server.state == ServerState::Leader
+            && (is_only_voter
                 || metrics
                     .last_quorum_acked
                     .is_some_and(|acked| acked.into_inner().elapsed() < patience));
@@ -673,6 +688,29 @@ impl<R: RaftRt> Replica<R> {
             true => is_leader,
             false => last_contact.is_some_and(|since| since < patience),
         });
+        Standing {
+            leader,
+            is_leader,
+            last_contact,
+        }
+    }
+
+    pub fn status(&self) -> ReplicaStatus {
+        let inner = &self.inner;
+        let metrics = inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        // Leadership is read where `watch_consensus` reads it: the two channels are not written at one time, and who was
+        // told of a move must find it here.
+        let server = inner.raft.server_metrics();
+        let server = server.borrow_watched();
+        let index = |log_id: &Option<crate::types::LogId>| LogIndex(log_id.as_ref().map_or(0, |log_id| log_id.index));
+        let membership: &StoredMembership = &server.membership_config;
+        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        let Standing {
+            leader,
+            is_leader,
+            last_contact,
+        } = self.standing_in(&metrics, &server);
         ReplicaStatus {
             leader,
             is_leader,

@@ -17,7 +17,7 @@ use quorate_wire::frame::{FRAME_HEADER_LEN_BYTES, FrameHeader, What};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::sync::mpsc;
 
 /// A connection is made, and shakes hands, within this.
@@ -30,6 +30,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 const OUTGOING_COUNT_MAX: usize = 64;
 /// A body is read in pieces of this, so that memory follows what arrived and not what was claimed.
 const READ_LEN_BYTES: usize = 64 * 1024;
+/// Small frames that arrived together are taken from the system together.
+const BUFFER_LEN_BYTES: usize = 16 * 1024;
 /// Small frames that wait together are written together, up to this.
 const WRITE_LEN_BYTES: usize = 64 * 1024;
 

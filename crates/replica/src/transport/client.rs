@@ -358,7 +358,8 @@ impl Drop for Goodbye {
 async fn serve<R: Rt>(rt: R, stream: R::Stream, mut outgoing: mpsc::Receiver<Frame>, waiting: Arc<Mutex<Waiting>>) {
     let goodbye = Goodbye(Arc::clone(&waiting));
     let activity = Activity::default();
-    let (mut read_half, mut write_half) = tokio::io::split(stream);
+    let (read_half, mut write_half) = tokio::io::split(stream);
+    let mut read_half = BufReader::with_capacity(BUFFER_LEN_BYTES, read_half);
     let reads = async {
         while let Some(frame) = read_frame(&mut read_half, BODY_LEN_BYTES_MAX, &activity).await? {
             if frame.what != What::Reply {

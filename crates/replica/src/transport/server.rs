@@ -158,7 +158,8 @@ async fn serve_one<R: Rt>(
         memory: tokio::sync::Mutex::new(None),
     });
     let activity = Activity::default();
-    let (mut read_half, mut write_half) = tokio::io::split(stream);
+    let (read_half, mut write_half) = tokio::io::split(stream);
+    let mut read_half = BufReader::with_capacity(BUFFER_LEN_BYTES, read_half);
     let (outgoing, mut frames) = mpsc::channel(OUTGOING_COUNT_MAX);
     // Told apart from a reply: `None` says that the call made no sense.
     let (ended, mut ends) = mpsc::unbounded_channel::<(u64, bool)>();
