@@ -189,6 +189,37 @@ mod tests {
     }
 
     #[test]
+    fn commands_that_take_no_arguments_refuse_them() {
+        let mut refusing = 0;
+        for command in commands::COMMANDS {
+            let report = run(&format!("{} -http-addr=127.0.0.1:1 a b", command.name));
+            let alone = run(&format!("{} a b", command.name));
+            let report = if report.stderr.starts_with("flag provided") {
+                alone
+            } else {
+                report
+            };
+            assert_eq!(report.code, 1, "{}", command.name);
+            if report.stderr == "Too many arguments (expected 0, got 2)\n" {
+                refusing += 1;
+            } else if command.name == "leave" {
+                assert_eq!(report.stderr, "Error found unexpected args: [a b]\n");
+                assert!(report.stdout.starts_with(b"Usage: quorate leave [options]\n"));
+            } else {
+                // Its usage names them.
+                let named = command.usage.trim_start_matches("[options] ");
+                assert!(
+                    named.contains(char::is_uppercase),
+                    "{}: {}",
+                    command.name,
+                    report.stderr
+                );
+            }
+        }
+        assert!(refusing >= 8, "{refusing}");
+    }
+
+    #[test]
     fn an_agent_that_is_not_there_is_named_in_gos_words() {
         let refused = "dial tcp 127.0.0.1:1: connect: connection refused\n";
         let report = run("members -http-addr=127.0.0.1:1");

@@ -388,14 +388,34 @@ impl Command {
     }
     /// Takes the flags; `Err` holds what to print when the command is not to run.
     pub fn parse(&self, arguments: &[String]) -> Result<Flags, Report> {
-        flags::parse(self.declared(), arguments).map_err(|error| match error {
+        let flags = flags::parse(self.declared(), arguments).map_err(|error| match error {
             FlagError::Help => Report::text(self.help()),
             FlagError::Mistake(mistake) => Report {
                 stderr: format!("{mistake}\n{}", self.help()),
                 code: 1,
                 ..Report::default()
             },
-        })
+        })?;
+        // Consul refuses them in `leave` and `catalog` and passes over them elsewhere, where a flag behind one is then
+        // without effect and without a word.
+        if !self.takes_arguments() && !flags.arguments.is_empty() {
+            return Err(self.refuse_arguments(&flags.arguments));
+        }
+        Ok(flags)
+    }
+    /// The usage line names what may follow the options.
+    fn takes_arguments(&self) -> bool {
+        !matches!(self.usage, "" | "[options]")
+    }
+    fn refuse_arguments(&self, arguments: &[String]) -> Report {
+        if self.name == "leave" {
+            return Report {
+                stdout: self.help().into_bytes(),
+                stderr: format!("Error found unexpected args: [{}]\n", arguments.join(" ")),
+                code: 1,
+            };
+        }
+        Report::failure(format!("Too many arguments (expected 0, got {})", arguments.len()))
     }
     pub async fn run(&self, context: &Context) -> Report {
         (self.run)(context).await
