@@ -223,6 +223,7 @@ impl<R: RaftRt> Agent<R> {
             tags: tags(&config, node_id, rpc_port),
             timing: timing(&config),
             pool: "lan",
+            encryption: None,
         };
         let gossip = match Gossip::start(rt.clone(), gossip_config).await {
             Ok(gossip) => gossip,

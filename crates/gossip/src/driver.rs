@@ -2,13 +2,16 @@
 
 use crate::errors::{ForceLeaveError, JoinError, StartError, StreamError};
 use crate::events::{MemberEvent, MemberEvents, Subscribers};
-use crate::streams::{exchange, read_frame, write_frame};
+use crate::keyring::{Encryption, Guard, KeyringAnswer, RefusedCause, keys_of};
+use crate::streams::exchange;
 use futures::future::{Either, join_all, select};
 use quorate_rt::{Event as RtEvent, Listener as _, Rt, Task, Udp as _};
 use quorate_swim::{Event, InvalidMember, MemberState, Message, Output, Swim};
 use quorate_types::limits::GOSSIP_PACKET_LEN_BYTES_MAX;
-use quorate_types::{Incarnation, Instant, Member, NodeId};
-use quorate_wire::gossip::{StreamMessage, decode_packet, encode_packet};
+use quorate_types::{Incarnation, Instant, Member, MemberStatus, NodeId};
+use quorate_wire::gossip::{KeyringRequest, StreamMessage, Unreadable};
+use quorate_wire::keyring::RingKey;
+use quorate_wire::seal::Direction;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -25,6 +28,8 @@ const INBOUND_STREAM_COUNT_MAX: usize = 32;
 const OUTBOUND_STREAM_COUNT_MAX: usize = 16;
 /// Addresses that a `join` contacts at a time.
 const JOIN_COUNT_AT_A_TIME: usize = 8;
+/// Members that are asked about their keyrings at a time.
+const KEYRING_COUNT_AT_A_TIME: usize = 32;
 /// Packets that wait to be sent. A socket takes them at once; thousands waiting are old news.
 const PACKET_COUNT_MAX: usize = 4096;
 /// After an error of the socket itself, so that one that stays does not keep a processor busy.
@@ -46,6 +51,8 @@ pub struct GossipConfig {
     pub timing: quorate_swim::Config,
     /// `lan` or `wan`: for errors, logs and traces.
     pub pool: &'static str,
+    /// `None`: everything is plaintext.
+    pub encryption: Option<Encryption>,
 }
 
 /// One member of a pool. Clones are handles of the same member.
@@ -75,6 +82,7 @@ impl<R: Rt> Drop for Handle<R> {
 struct Shared<R: Rt> {
     rt: R,
     pool: &'static str,
+    guard: Guard<R>,
     address: SocketAddr,
     stream_timeout: Duration,
     leave_timeout: Duration,
@@ -137,10 +145,12 @@ impl<R: Rt> Gossip<R> {
         let incarnation = Incarnation(rt.wall_now().as_millis());
         let rng = rt.rng(&format!("gossip.{pool}"));
         let (stream_timeout, leave_timeout) = (config.timing.stream_timeout, config.timing.leave_timeout);
+        let guard = Guard::new(rt.clone(), pool, config.encryption, config.timing.member_count_max);
         let swim =
             Swim::new(config.timing, me, incarnation, rng, rt.now()).map_err(|err| StartError::Member { pool, err })?;
         let shared = Arc::new(Shared {
             pool,
+            guard,
             address,
             stream_timeout,
             leave_timeout,
@@ -263,7 +273,7 @@ impl<R: Rt> Gossip<R> {
             ("query_time", "1".to_owned()),
             ("query_queue", "0".to_owned()),
             ("coordinate_resets", "0".to_owned()),
-            ("encrypted", "false".to_owned()),
+            ("encrypted", self.is_encrypted().to_string()),
         ]
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))
@@ -276,6 +286,36 @@ impl<R: Rt> Gossip<R> {
     /// Packets and frames of peers that could not be read.
     pub fn malformed_count(&self) -> u64 {
         self.handle.shared.malformed_count.load(Ordering::Relaxed)
+    }
+    /// The same by cause, with what was readable and refused: plaintext, unknown keys, what was sent again, ...
+    pub fn refused_counts(&self) -> BTreeMap<&'static str, u64> {
+        self.handle.shared.guard.refused_counts()
+    }
+    pub fn is_encrypted(&self) -> bool {
+        self.handle.shared.guard.is_encrypted()
+    }
+    /// Asks every live member for its keys, or to change its ring, this one included. Answers sorted by name.
+    pub async fn keyring(&self, request: KeyringRequest) -> Vec<KeyringAnswer> {
+        let shared = &self.handle.shared;
+        let me = self.local_member().id;
+        let live: Vec<Member> = (self.members().iter())
+            .filter(|member| matches!(member.status, MemberStatus::Alive | MemberStatus::Leaving))
+            .cloned()
+            .collect();
+        let mut answers = Vec::with_capacity(live.len());
+        for members in live.chunks(KEYRING_COUNT_AT_A_TIME) {
+            let asked = members.iter().map(|member| async {
+                let result = if member.id == me {
+                    keys_of(shared.guard.answer_keyring(None, &request).await)
+                } else {
+                    shared.ask_keyring(member.address, request.clone()).await
+                };
+                let member = member.clone();
+                KeyringAnswer { member, result }
+            });
+            answers.extend(join_all(asked).await);
+        }
+        answers
     }
     /// The invariants of the state machine, for the simulator.
     pub fn check(&self) {
@@ -494,11 +534,10 @@ impl<R: Rt> Shared<R> {
         let mut buffer = [0; GOSSIP_PACKET_LEN_BYTES_MAX + 1];
         loop {
             match udp.recv_from(&mut buffer).await {
-                Ok((len, from)) => match decode_packet(&buffer[..len]) {
-                    Ok(messages) => self.apply(|swim, now| swim.handle_packet(now, from, messages)),
-                    Err(err) => {
+                Ok((len, from)) => match self.guard.open_packet(from, &mut buffer[..len]) {
+                    Some(messages) => self.apply(|swim, now| swim.handle_packet(now, from, messages)),
+                    None => {
                         self.malformed_count.fetch_add(1, Ordering::Relaxed);
-                        debug!(pool = self.pool, %from, %err, "malformed packet");
                     }
                 },
                 Err(err) => {
@@ -521,7 +560,7 @@ impl<R: Rt> Shared<R> {
                 self.packets.notified().await;
                 continue;
             };
-            let packet = encode_packet(&messages);
+            let packet = self.guard.packet(&messages);
             debug_assert!(packet.len() <= GOSSIP_PACKET_LEN_BYTES_MAX, "swim counts what fits");
             if let Err(err) = udp.send_to(&packet, to).await {
                 debug!(pool = self.pool, %to, %err, "send a packet");
@@ -554,9 +593,7 @@ impl<R: Rt> Shared<R> {
                         let timeout = shared.stream_timeout;
                         let served = shared.rt.timeout(timeout, shared.serve(stream, from)).await;
                         if let Ok(Err(err)) = served {
-                            if matches!(err, StreamError::Malformed(_) | StreamError::Unexpected) {
-                                shared.malformed_count.fetch_add(1, Ordering::Relaxed);
-                            }
+                            shared.count_refused(from, &err);
                             debug!(pool = shared.pool, %from, %err, "serve a stream");
                         }
                     });
@@ -569,7 +606,8 @@ impl<R: Rt> Shared<R> {
         }
     }
     async fn serve(self: &Arc<Self>, mut stream: R::Stream, from: SocketAddr) -> Result<(), StreamError> {
-        let answer = match read_frame(&mut stream).await? {
+        let (session, request) = self.guard.accept(&mut stream).await?;
+        let answer = match request {
             StreamMessage::Ping { target } if self.core().swim.handle_stream_ping(target) => {
                 StreamMessage::Ack { target }
             }
@@ -582,10 +620,41 @@ impl<R: Rt> Shared<R> {
                     StreamMessage::Refused(refusal)
                 }
             },
-            StreamMessage::Ack { .. } | StreamMessage::Refused(_) => return Err(StreamError::Unexpected),
+            StreamMessage::Keyring(request) => {
+                StreamMessage::KeyringReply(self.guard.answer_keyring(Some(session), &request).await)
+            }
+            StreamMessage::Ack { .. }
+            | StreamMessage::Refused(_)
+            | StreamMessage::Unreadable(_)
+            | StreamMessage::KeyringReply(_) => return Err(StreamError::Unexpected),
         };
-        write_frame(&mut stream, &answer).await?;
+        self.guard
+            .write(&mut stream, session, Direction::Answer, &answer)
+            .await?;
         stream.shutdown().await.map_err(StreamError::Io)
+    }
+
+    /// Counts what a peer sent over a stream and was not believed.
+    fn count_refused(&self, from: SocketAddr, err: &StreamError) {
+        let cause = match err {
+            StreamError::Malformed(_) | StreamError::Unexpected => RefusedCause::Malformed,
+            StreamError::Seal(err) => RefusedCause::of(err),
+            StreamError::Unreadable(Unreadable::NoKeyring) => RefusedCause::NoKeyring,
+            StreamError::Unreadable(_) | StreamError::Plaintext => RefusedCause::Plaintext,
+            StreamError::Dial { .. } | StreamError::Timeout { .. } | StreamError::Io(_) | StreamError::Refused(_) => {
+                return;
+            }
+        };
+        self.malformed_count.fetch_add(1, Ordering::Relaxed);
+        self.guard.refuse(cause, from, err);
+    }
+    async fn ask_keyring(&self, to: SocketAddr, request: KeyringRequest) -> Result<Vec<RingKey>, String> {
+        let request = StreamMessage::Keyring(request);
+        match exchange(&self.rt, &self.guard, to, self.stream_timeout, request).await {
+            Ok(StreamMessage::KeyringReply(reply)) => keys_of(reply),
+            Ok(_) => Err(StreamError::Unexpected.to_string()),
+            Err(err) => Err(err.to_string()),
+        }
     }
 
     fn run_errand(self: &Arc<Self>, errand: Errand) {
@@ -609,7 +678,7 @@ impl<R: Rt> Shared<R> {
                 deadline_at,
             } => self.spawn_stream("gossip.probe", permit, async move {
                 let timeout = deadline_at - shared.rt.now();
-                let answer = exchange(&shared.rt, to, timeout, StreamMessage::Ping { target }).await;
+                let answer = exchange(&shared.rt, &shared.guard, to, timeout, StreamMessage::Ping { target }).await;
                 let is_answered = matches!(answer, Ok(StreamMessage::Ack { target: acked }) if acked == target);
                 shared.apply(|swim, now| swim.handle_stream_probe(now, sequence, is_answered));
             }),
@@ -617,13 +686,13 @@ impl<R: Rt> Shared<R> {
     }
     async fn push_pull(self: &Arc<Self>, to: SocketAddr) -> Result<(), StreamError> {
         let ours = StreamMessage::PushPull(self.core().swim.push_pull_request());
-        match exchange(&self.rt, to, self.stream_timeout, ours).await? {
+        match exchange(&self.rt, &self.guard, to, self.stream_timeout, ours).await? {
             StreamMessage::PushPull(theirs) => {
                 self.apply(|swim, now| swim.handle_push_pull_reply(now, to, theirs));
                 Ok(())
             }
             StreamMessage::Refused(refusal) => Err(StreamError::Refused(refusal)),
-            StreamMessage::Ping { .. } | StreamMessage::Ack { .. } => Err(StreamError::Unexpected),
+            _ => Err(StreamError::Unexpected),
         }
     }
 }

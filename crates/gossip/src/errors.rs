@@ -2,6 +2,8 @@
 
 use quorate_swim::{InvalidMember, Refusal};
 use quorate_wire::codec::Malformed;
+use quorate_wire::gossip::Unreadable;
+use quorate_wire::seal::SealError;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -61,6 +63,14 @@ pub enum StreamError {
     Io(io::Error),
     #[error("malformed frame: {0}")]
     Malformed(#[from] Malformed),
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// The peer could not read what was sent, or we could not read the peer: told to it in the same words.
+    #[error("{0}")]
+    Unreadable(Unreadable),
+    /// An answer in plaintext where it had to be sealed.
+    #[error("encryption is configured but remote state is not encrypted")]
+    Plaintext,
     #[error("{0}")]
     Refused(Refusal),
     #[error("unexpected answer")]

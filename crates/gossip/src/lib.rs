@@ -10,9 +10,13 @@
 mod driver;
 mod errors;
 mod events;
+mod keyring;
 mod streams;
 
 pub use driver::{Gossip, GossipConfig};
 pub use errors::{ForceLeaveError, JoinError, StartError, StreamError};
 pub use events::{MemberEvent, MemberEvents};
+pub use keyring::{Encryption, KeyringAnswer, KeyringKeeper, NotKept, RefusedCause};
 pub use quorate_swim::{Config as Timing, InvalidMember};
+pub use quorate_wire::gossip::{KeyBytes, KeyringRequest};
+pub use quorate_wire::keyring::{KeyError, Keyring, KeyringFileError, RingKey};

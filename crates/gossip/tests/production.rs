@@ -36,6 +36,7 @@ fn config(test: u8, n: u8) -> GossipConfig {
         tags: BTreeMap::from([("role".to_owned(), "node".to_owned())]),
         timing: Timing::local(),
         pool: "lan",
+        encryption: None,
     }
 }
 

@@ -15,6 +15,8 @@ use quorate_swim::{Message, PushPull, Refusal};
 use quorate_types::NodeId;
 use quorate_types::limits::GOSSIP_PACKET_LEN_BYTES_MAX;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use zeroize::Zeroizing;
 
 /// The format this build speaks, and the newest it reads.
 pub const VERSION: u8 = 1;
@@ -40,6 +42,53 @@ pub enum StreamMessage {
     PushPull(PushPull),
     /// In place of a `PushPull`: the sender is not let in.
     Refused(Refusal),
+    /// In place of any answer: what was sent could not be read. Never sealed, so it is no more than a reason to tell.
+    Unreadable(Unreadable),
+    /// A question about the receiver's keyring, or a change of it. Sealed, where there is a keyring.
+    Keyring(KeyringRequest),
+    KeyringReply(KeyringReply),
+}
+
+/// Why a stream's first frame could not be read. memberlist's words, from where the reader of the answer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum Unreadable {
+    /// It was plaintext, and the answering member takes sealed frames only.
+    #[error("remote state is encrypted and encryption is not configured, or encrypt_verify_outgoing is off")]
+    Plaintext,
+    /// It was to be sealed, and the answering member has no keyring.
+    #[error("encryption is configured but remote state is not encrypted")]
+    NoKeyring,
+    #[error("no installed keys could decrypt the message")]
+    UnknownKey,
+    #[error("the message is not authentic")]
+    Forged,
+}
+
+/// A gossip key under way: unlike `keyring::RingKey` of any length, as each receiver says for itself what is wrong with it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyBytes(pub Zeroizing<Vec<u8>>);
+
+impl std::fmt::Debug for KeyBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "KeyBytes({} bytes)", self.0.len())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyringRequest {
+    List,
+    Install(KeyBytes),
+    Use(KeyBytes),
+    Remove(KeyBytes),
+}
+
+/// What became of a request. New fields are appended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyringReply {
+    /// Why the receiver did not do it.
+    pub failure: Option<String>,
+    /// All keys of its ring, the primary one first. Answered to `List` only.
+    pub keys: Vec<KeyBytes>,
 }
 
 fn header(body: &[u8]) -> [u8; PACKET_HEADER_LEN_BYTES] {
@@ -166,7 +215,7 @@ mod tests {
     use proptest::collection::{btree_map, vec};
     use proptest::prelude::*;
     use quorate_swim::{Config, MemberState, PACKET_OVERHEAD_LEN_BYTES, RemoteMember, Status, Update};
-    use quorate_types::{Incarnation, Uuid};
+    use quorate_types::{Coordinate, Incarnation, Uuid};
     use std::collections::BTreeMap;
     use std::net::{IpAddr, SocketAddr};
     use std::sync::Arc;
@@ -215,6 +264,16 @@ mod tests {
             }),
         ]
     }
+    fn any_coordinate() -> impl Strategy<Value = Coordinate> {
+        (prop::array::uniform8(any::<f64>()), any::<[f64; 3]>()).prop_map(|(vector, [error, adjustment, height])| {
+            Coordinate {
+                vector,
+                error,
+                adjustment,
+                height,
+            }
+        })
+    }
     fn any_message() -> impl Strategy<Value = Message> {
         prop_oneof![
             (any::<u64>(), any_id()).prop_map(|(sequence, target)| Message::Ping { sequence, target }),
@@ -231,6 +290,8 @@ mod tests {
                 }
             ),
             any_update().prop_map(Message::Update),
+            vec(any::<u8>(), 0..300).prop_map(Message::Payload),
+            any_coordinate().prop_map(Message::Coordinate),
         ]
     }
     fn any_stream_message() -> impl Strategy<Value = StreamMessage> {
@@ -252,8 +313,17 @@ mod tests {
         prop_oneof![
             any_id().prop_map(|target| StreamMessage::Ping { target }),
             any_id().prop_map(|target| StreamMessage::Ack { target }),
-            (any_id(), vec(remote, 0..5))
-                .prop_map(|(from, members)| StreamMessage::PushPull(PushPull { from, members })),
+            vec(any::<u8>(), 0..40).prop_map(|key| {
+                let key = KeyBytes(Zeroizing::new(key));
+                StreamMessage::Keyring(KeyringRequest::Install(key))
+            }),
+            (proptest::option::of(".{0,9}"), vec(vec(any::<u8>(), 0..33), 0..3)).prop_map(|(failure, keys)| {
+                let keys = keys.into_iter().map(|key| KeyBytes(Zeroizing::new(key))).collect();
+                StreamMessage::KeyringReply(KeyringReply { failure, keys })
+            }),
+            Just(StreamMessage::Unreadable(Unreadable::NoKeyring)),
+            (any_id(), vec(remote, 0..5), vec(any::<u8>(), 0..40))
+                .prop_map(|(from, members, payload)| { StreamMessage::PushPull(PushPull { from, members, payload }) }),
             (".{0,9}", ".{0,9}").prop_map(|(name, reason)| StreamMessage::Refused(Refusal::Invalid { name, reason })),
         ]
     }
@@ -352,7 +422,11 @@ mod tests {
             status: Status::Left,
             from: id,
         };
-        let members = vec![remote; Config::lan().member_count_max];
-        assert!(encode_frame(&StreamMessage::PushPull(PushPull { from: id, members })).is_ok());
+        let state = PushPull {
+            from: id,
+            members: vec![remote; Config::lan().member_count_max],
+            payload: vec![0xff; crate::events::STATE_LEN_BYTES_MAX],
+        };
+        assert!(encode_frame(&StreamMessage::PushPull(state)).is_ok());
     }
 }

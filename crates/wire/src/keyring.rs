@@ -116,7 +116,7 @@ impl RingKey {
     pub fn id(&self) -> KeyId {
         self.id
     }
-    pub(crate) fn bytes(&self) -> &[u8] {
+    pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 }
@@ -209,7 +209,7 @@ mod tests {
         RingKey::from_bytes(&[first; 32]).expect("32 bytes")
     }
     fn numbers(ring: &Keyring) -> Vec<u8> {
-        ring.keys().iter().map(|key| key.bytes()[0]).collect()
+        ring.keys().iter().map(|key| key.as_bytes()[0]).collect()
     }
 
     #[test]

@@ -131,8 +131,8 @@ enum Cipher {
 impl Cipher {
     fn derive(key: &RingKey, sender: StartId) -> Self {
         let mut derived = Zeroizing::new([0_u8; 32]);
-        let derived = &mut derived[..key.bytes().len()];
-        Hkdf::<Sha256>::new(Some(&sender.0), key.bytes())
+        let derived = &mut derived[..key.as_bytes().len()];
+        Hkdf::<Sha256>::new(Some(&sender.0), key.as_bytes())
             .expand(b"quorate gossip 1", derived)
             .expect("32 bytes are few enough");
         const FITS: &str = "as long as the ring's key, which has one of three lengths";
