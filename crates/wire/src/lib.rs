@@ -1,6 +1,7 @@
 //! Bytes and messages: the only home of byte layouts. Gossip packets, RPC frames, log records, snapshots.
 
 pub mod codec;
+pub mod events;
 pub mod frame;
 pub mod gossip;
 pub mod keyring;
