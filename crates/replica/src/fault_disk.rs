@@ -1,10 +1,18 @@
-//! A disk for tests that crashes where it is told to: unsynced sectors are then lost, kept or mixed, unsynced names too.
+//! A disk for tests that crashes where it is told to: unsynced sectors are then lost, kept or mixed, unsynced names too;
+//! or only the process ends, and what is unsynced stays so. And a door with this disk and nothing else behind it.
 
+use crate::types::RaftRt;
 use bytes::Bytes;
-use quorate_rt::{DirEntry, Disk, File, OpenMode, Rng};
+use futures::future::BoxFuture;
+use quorate_rt::{
+    DirEntry, Disk, Event, File, InterfaceAddress, Listener, OpenMode, ProcessEnd, ProcessOutput, ProcessSpec, Rng, Rt,
+    Signal, Udp,
+};
+use quorate_types::{Instant, WallTime};
 use rand_core::{Rng as _, SeedableRng as _};
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -115,6 +123,21 @@ impl FaultDisk {
                 contents,
                 durable_names: names.clone(),
                 names,
+                ..Inner::default()
+            })),
+        }
+    }
+    /// The process ended and the machine did not: all that was written is there, and what was unsynced still is.
+    pub fn end_process(&self) -> Self {
+        let mut inner = locked(&self.inner);
+        // What the old process still holds reaches nothing any more.
+        inner.is_down = true;
+        Self {
+            inner: Arc::new(Mutex::new(Inner {
+                next_id: inner.next_id,
+                contents: inner.contents.clone(),
+                names: inner.names.clone(),
+                durable_names: inner.durable_names.clone(),
                 ..Inner::default()
             })),
         }
@@ -272,4 +295,102 @@ impl File for FaultFile {
         content.unsynced.retain(|(offset, bytes)| offset + bytes.len() <= len);
         Ok(())
     }
+}
+
+/// A door without clock, network and processes.
+#[derive(Clone, Debug, Default)]
+pub struct FaultRt {
+    pub disk: FaultDisk,
+}
+
+/// There is none of it.
+pub enum Never {}
+
+impl Listener for Never {
+    type Stream = tokio::io::DuplexStream;
+    async fn accept(&self) -> io::Result<(Self::Stream, SocketAddr)> {
+        match *self {}
+    }
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        match *self {}
+    }
+}
+
+impl Udp for Never {
+    async fn send_to(&self, _datagram: &[u8], _to: SocketAddr) -> io::Result<()> {
+        match *self {}
+    }
+    async fn recv_from(&self, _buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        match *self {}
+    }
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        match *self {}
+    }
+}
+
+impl Rt for FaultRt {
+    type Stream = tokio::io::DuplexStream;
+    type Listener = Never;
+    type Udp = Never;
+    type Disk = FaultDisk;
+
+    fn now(&self) -> Instant {
+        Instant::ZERO
+    }
+    fn wall_now(&self) -> WallTime {
+        WallTime::from_nanos(0)
+    }
+    async fn sleep_until(&self, _at: Instant) {}
+    fn rng(&self, _stream: &str) -> Rng {
+        Rng::seed_from_u64(0)
+    }
+    fn spawn_detached(&self, name: &'static str, _work: BoxFuture<'static, ()>) {
+        panic!("there are no tasks behind this door: {name}");
+    }
+    async fn run_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        work()
+    }
+    async fn tcp_connect(&self, _to: SocketAddr) -> io::Result<Self::Stream> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    async fn tcp_listen(&self, _at: SocketAddr) -> io::Result<Never> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    async fn udp_bind(&self, _at: SocketAddr) -> io::Result<Never> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    async fn resolve(&self, _host: &str, _port: u16) -> io::Result<Vec<SocketAddr>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn disk(&self) -> FaultDisk {
+        self.disk.clone()
+    }
+    async fn run_process(&self, _spec: ProcessSpec) -> ProcessOutput {
+        ProcessOutput {
+            end: ProcessEnd::NotStarted("there are no processes behind this door".to_owned()),
+            output: Vec::new(),
+            output_len_bytes: 0,
+        }
+    }
+    fn host_name(&self) -> String {
+        String::new()
+    }
+    fn interface_addresses(&self) -> Vec<InterfaceAddress> {
+        Vec::new()
+    }
+    fn environment(&self, _name: &str) -> Option<String> {
+        None
+    }
+    fn process_id(&self) -> u32 {
+        0
+    }
+    async fn next_signal(&self) -> Signal {
+        futures::future::pending().await
+    }
+    fn event(&self, _event: Event<'_>) {}
+}
+
+impl RaftRt for FaultRt {
+    /// For its types: nothing here is timed or spawned.
+    type AsyncRuntime = openraft_rt_tokio::TokioRuntime;
 }

@@ -235,6 +235,8 @@ fn decide(identity: &Identity, asked: &Pledge, yielded: &BTreeSet<NodeId>, has_l
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault_disk::{FaultDisk, FaultRt};
+    use futures::executor::block_on;
 
     fn node(number: u8) -> NodeId {
         NodeId(Uuid::from_bytes([number; 16]))
@@ -255,6 +257,38 @@ mod tests {
             cluster_id: Uuid::from_bytes([200 + proposer; 16]),
             round,
             servers: servers.iter().map(|number| node(*number)).collect(),
+        }
+    }
+
+    #[test]
+    fn damage_is_told_with_its_place_and_a_sound_file_is_read() {
+        let directory = Path::new("/raft");
+        let path = directory.join(FILE_NAME);
+        let sound = identity(1, None).to_file().to_vec();
+        let check = |content: &[u8]| {
+            let disk = AnyDisk::Real(FaultDisk::with_files(&[(path.clone(), content.to_vec())]));
+            block_on(read::<FaultRt>(&disk, directory, node(1)))
+        };
+        assert_eq!(check(&sound).unwrap(), Some(identity(1, None)));
+        for at in 0..sound.len() {
+            let mut flipped = sound.clone();
+            flipped[at] ^= 1 << (at % 8);
+            let err = check(&flipped).expect_err("it is damaged").to_string();
+            let offset = at.min(1);
+            assert_eq!(
+                err,
+                format!("the file /raft/identity is damaged at offset {offset}"),
+                "byte {at}"
+            );
+        }
+        for len in 0..sound.len() {
+            let err = check(&sound[..len]).expect_err("it was cut").to_string();
+            let offset = if len < 5 { len } else { 1 };
+            assert_eq!(
+                err,
+                format!("the file /raft/identity is damaged at offset {offset}"),
+                "cut to {len}"
+            );
         }
     }
 

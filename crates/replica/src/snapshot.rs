@@ -21,6 +21,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
 
+#[cfg(test)]
+mod tests;
+
 const NAME_PREFIX: &str = "snapshot-";
 const BUILDING_NAME: &str = "snapshot.building";
 const RECEIVING_PREFIX: &str = "snapshot.receiving-";

@@ -534,12 +534,12 @@ mod tests {
             batch_fault(&KEY, &with(6, 1), 0),
             Some(Malformed::TooLong { .. })
         ));
-        assert!(matches!(batch_fault(&KEY, &with(4, 0), 0), Some(Malformed::Body { .. })));
+        assert!(matches!(
+            batch_fault(&KEY, &with(4, 0), 0),
+            Some(Malformed::Body { .. })
+        ));
         let cut = bytes.slice(..20);
-        assert_eq!(
-            batch_fault(&KEY, &cut, 0),
-            Some(Malformed::TooShort { len_bytes: 20 })
-        );
+        assert_eq!(batch_fault(&KEY, &cut, 0), Some(Malformed::TooShort { len_bytes: 20 }));
         assert_eq!(header_at(&cut, 0), None);
     }
 

@@ -418,6 +418,11 @@ impl<D: Disk> Log<D> {
         // that the files below are free.
         writer.sync_active().await?;
         writer.sync_names().await?;
+        for segment in &unsound {
+            // Perhaps just filled: a segment is durable in its whole length before its first batch.
+            let sync = segment.file.sync_all().await;
+            sync.map_err(LogError::io("sync", &segment.path))?;
+        }
         for segment in freed.into_iter().chain(unsound) {
             writer
                 .reuse(segment.file, segment.path, segment.content.len() as u64)

@@ -145,6 +145,43 @@ async fn play(opened: &mut Opened<FaultDisk>, model: &mut Model, seed: u64, flus
     (durable.clone(), durable)
 }
 
+/// After the end of the process only, and with a second one before anything is synced again: what one start found, the
+/// next one finds too.
+#[test]
+fn what_was_found_after_the_end_of_a_process_survives_a_loss_of_power() {
+    const FLUSHES: u32 = 40;
+    block_on(async {
+        for script in 10..12 {
+            let disk = FaultDisk::default();
+            let mut opened = Log::create(disk.clone(), Path::new(DIRECTORY), KEY, OPTIONS)
+                .await
+                .unwrap();
+            let created_at = disk.op_count();
+            play(&mut opened, &mut Model::default(), script, FLUSHES).await;
+            for crash_at in 1..=disk.op_count() - created_at {
+                let disk = FaultDisk::default();
+                let mut opened = Log::create(disk.clone(), Path::new(DIRECTORY), KEY, OPTIONS)
+                    .await
+                    .unwrap();
+                disk.crash_at(crash_at);
+                play(&mut opened, &mut Model::default(), script, FLUSHES).await;
+                let disk = disk.end_process();
+                let mut opened = Log::open(disk.clone(), Path::new(DIRECTORY), KEY, OPTIONS)
+                    .await
+                    .unwrap();
+                let mut model = seen(&opened.log).await.unwrap();
+                disk.crash_at(1 + crash_at % 50);
+                let (durable, perhaps) = play(&mut opened, &mut model, script + 100, 12).await;
+                let (_, _, model) = reopen(&disk, crash_at).await;
+                assert!(
+                    model == durable || model == perhaps,
+                    "script {script}, the process ended at {crash_at}: {model:?}\nis neither {durable:?}\nnor {perhaps:?}"
+                );
+            }
+        }
+    });
+}
+
 async fn reopen(disk: &FaultDisk, seed: u64) -> (FaultDisk, Opened<FaultDisk>, Model) {
     let disk = disk.restart(seed);
     let opened = Log::open(disk.clone(), Path::new(DIRECTORY), KEY, OPTIONS)
@@ -209,76 +246,272 @@ fn a_crash_while_the_log_is_made_leaves_nothing_in_the_way() {
     });
 }
 
+/// Where the sound batches of a segment's present use are, without their padding, and the generation of that use.
+fn batches(content: &[u8]) -> (u64, Vec<std::ops::Range<usize>>) {
+    let content = Bytes::from(content.to_vec());
+    let Some(first) = bytes_of::batch_at(&KEY, &content, 0) else {
+        return (0, Vec::new());
+    };
+    let (mut found, mut at) = (Vec::new(), 0);
+    while let Some(batch) = bytes_of::batch_at(&KEY, &content, at) {
+        if batch.generation != first.generation {
+            break;
+        }
+        found.push(at..at + bytes_of::BATCH_HEADER_LEN_BYTES + batch.body.len());
+        at += batch.len_bytes;
+    }
+    (first.generation, found)
+}
+
+/// The oldest generation that the newest segment needs.
+fn first_needed(files: &[(PathBuf, Vec<u8>)]) -> u64 {
+    let newest = files
+        .iter()
+        .max_by_key(|(_, content)| batches(content).0)
+        .expect("there is one");
+    let batch = bytes_of::batch_at(&KEY, &Bytes::from(newest.1.clone()), 0).expect("it is sound");
+    match bytes_of::decode_record(&KEY, &batch.body) {
+        Ok((Record::Begin(begin), _)) => begin.first_generation,
+        other => panic!("it begins with {other:?}"),
+    }
+}
+
+async fn refusal(files: &[(PathBuf, Vec<u8>)]) -> LogError {
+    let disk = FaultDisk::with_files(files);
+    match Log::open(disk, Path::new(DIRECTORY), KEY, OPTIONS).await {
+        Ok(_) => panic!("it was opened"),
+        Err(err) => err,
+    }
+}
+
+#[track_caller]
+fn check_corrupt(err: &LogError, path: &Path, offset: u64) {
+    let place = format!("the log is corrupt: {} at offset {offset}: ", path.display());
+    assert!(err.to_string().starts_with(&place), "{err}\nand not {place}");
+}
+
+/// Files of a log with several segments, some of them purged, and what it is with and without its last batch.
+async fn scripted(script: u64) -> (Vec<(PathBuf, Vec<u8>)>, Model, Model) {
+    let disk = FaultDisk::default();
+    let mut opened = Log::create(disk.clone(), Path::new(DIRECTORY), KEY, OPTIONS)
+        .await
+        .unwrap();
+    let mut model = Model::default();
+    play(&mut opened, &mut model, script, 40).await;
+    let before_last = model.clone();
+    opened.log.save_vote(
+        Vote {
+            term: 1000,
+            node: NodeId::default(),
+            committed: false,
+        },
+        ignore(),
+    );
+    opened.writer.flush().await.unwrap();
+    let last = seen(&opened.log).await.unwrap();
+    (disk.files(), last, before_last)
+}
+
 #[test]
-fn a_flipped_byte_is_corruption_or_cuts_the_last_batch_and_never_passes() {
+fn a_flipped_byte_is_refused_at_its_batch_or_cuts_the_last_one_and_never_passes() {
     block_on(async {
-        let disk = FaultDisk::default();
-        let mut opened = Log::create(disk.clone(), Path::new(DIRECTORY), KEY, OPTIONS)
-            .await
-            .unwrap();
-        let mut model = Model::default();
-        play(&mut opened, &mut model, 3, 40).await;
-        let before_last = model.clone();
-        opened.log.save_vote(
-            Vote {
-                term: 1000,
-                node: NodeId::default(),
-                committed: false,
-            },
-            ignore(),
-        );
-        opened.writer.flush().await.unwrap();
-        let last = seen(&opened.log).await.unwrap();
-        let files = disk.files();
-        let mut refused_count = 0;
-        for (at, (path, bytes)) in files.iter().enumerate() {
-            for offset in 0..bytes.len() {
-                let mut damaged = files.clone();
-                damaged[at].1[offset] ^= 1 << (offset % 8);
-                let disk = FaultDisk::with_files(&damaged);
-                match Log::open(disk, Path::new(DIRECTORY), KEY, OPTIONS).await {
-                    Ok(opened) => {
-                        let now = seen(&opened.log).await.unwrap();
-                        assert!(
-                            now == last || now == before_last,
-                            "a flip at {offset} of {} passed as {now:?}",
-                            path.display()
-                        );
+        for script in [3, 4] {
+            let (files, last, before_last) = scripted(script).await;
+            let first = first_needed(&files);
+            let newest = files.iter().map(|(_, content)| batches(content).0).max().unwrap();
+            let (mut refused_count, mut cut_count) = (0, 0);
+            for (at, (path, bytes)) in files.iter().enumerate() {
+                let (generation, batches) = batches(bytes);
+                let is_needed = generation >= first;
+                for offset in 0..bytes.len() {
+                    let mut damaged = files.clone();
+                    damaged[at].1[offset] ^= 1 << (offset % 8);
+                    let place = format!("script {script}, a flip at {offset} of {}", path.display());
+                    let batch = batches.iter().find(|batch| batch.contains(&offset) && is_needed);
+                    let is_last = generation == newest && batch.is_some() && batch == batches.last();
+                    let disk = FaultDisk::with_files(&damaged);
+                    match Log::open(disk, Path::new(DIRECTORY), KEY, OPTIONS).await {
+                        Ok(opened) => {
+                            let now = seen(&opened.log).await.unwrap();
+                            let expected = if is_last { &before_last } else { &last };
+                            assert_eq!(now, *expected, "{place} passed");
+                            assert!(is_last || batch.is_none(), "{place} passed");
+                            let start = batch.map_or(0, |batch| batch.start as u64);
+                            let torn = Torn {
+                                path: path.clone(),
+                                offset: start,
+                            };
+                            assert_eq!(opened.torn, is_last.then_some(torn), "{place}");
+                            cut_count += u32::from(is_last);
+                        }
+                        Err(LogError::Corrupt {
+                            path: named,
+                            offset: at,
+                            ..
+                        }) => {
+                            let batch = batch.unwrap_or_else(|| panic!("{place} is nowhere, and refused"));
+                            assert_eq!((&named, at), (path, batch.start as u64), "{place}");
+                            assert!(!is_last, "{place}");
+                            refused_count += 1;
+                        }
+                        Err(err) => panic!("{place}: {err}"),
                     }
-                    Err(LogError::Corrupt { .. }) => refused_count += 1,
-                    Err(err) => panic!("a flip at {offset} of {}: {err}", path.display()),
                 }
             }
+            assert!(
+                refused_count > 500 && cut_count > 40,
+                "too few flips mattered: {refused_count} refused, {cut_count} cut"
+            );
         }
-        assert!(refused_count > 500, "too few flips mattered: {refused_count}");
     });
 }
 
 #[test]
-fn corruption_is_reported_with_file_and_offset() {
+fn a_log_whose_head_is_damaged_names_its_file() {
     block_on(async {
         let disk = FaultDisk::default();
         let mut opened = Log::create(disk.clone(), Path::new(DIRECTORY), KEY, OPTIONS)
             .await
             .unwrap();
-        for index in 0..3 {
-            let position = Position { term: 1, index };
-            let payload = Payload::Blank;
-            opened.log.append(vec![Entry { position, payload }], ignore()).await;
-            opened.writer.flush().await.unwrap();
+        assert_eq!(opened.torn, None);
+        let position = Position { term: 1, index: 0 };
+        let payload = Payload::Command(Bytes::from(vec![5; 300]));
+        opened.log.append(vec![Entry { position, payload }], ignore()).await;
+        opened.writer.flush().await.unwrap();
+        let files = disk.files();
+        let path = files[0].0.clone();
+
+        let mut flipped = files.clone();
+        flipped[0].1[30] ^= 1;
+        let err = refusal(&flipped).await;
+        check_corrupt(&err, &path, 0);
+        assert!(err.to_string().contains("wrong checksum"), "{err}");
+
+        let mut zeroed = files.clone();
+        zeroed[0].1.fill(0);
+        check_corrupt(&refusal(&zeroed).await, &path, 0);
+
+        let mut emptied = files.clone();
+        emptied[0].1.clear();
+        let err = refusal(&emptied).await;
+        check_corrupt(&err, &path, 0);
+        assert!(err.to_string().contains("the file is empty"), "{err}");
+
+        let mut short = files.clone();
+        short[0].1.truncate(10);
+        check_corrupt(&refusal(&short).await, &path, 0);
+
+        let err = refusal(&[]).await;
+        assert_eq!(
+            err.to_string(),
+            "the log is incomplete: in /raft there is no segment (a file log-<number>)"
+        );
+    });
+}
+
+#[test]
+fn a_segment_that_is_missing_or_cut_is_refused() {
+    block_on(async {
+        let (files, ..) = scripted(3).await;
+        let first = first_needed(&files);
+        let newest = files.iter().map(|(_, content)| batches(content).0).max().unwrap();
+        assert!(newest > first, "one of several is to go");
+        for (at, (path, content)) in files.iter().enumerate() {
+            let (generation, batches) = batches(content);
+            if generation < first {
+                continue;
+            }
+            for len in [batches[0].end / 2, batches[0].end, content.len() - 1] {
+                let mut cut = files.clone();
+                cut[at].1.truncate(len);
+                let err = refusal(&cut).await;
+                assert!(
+                    matches!(&err, LogError::Corrupt { path: named, offset, .. }
+                        if named == path && *offset <= len as u64),
+                    "generation {generation} cut to {len}: {err}"
+                );
+            }
+            if generation < newest {
+                let mut files = files.clone();
+                files.remove(at);
+                let err = refusal(&files).await;
+                assert!(
+                    err.to_string().contains(&format!("generation {generation} is missing")),
+                    "{err}"
+                );
+            }
         }
+    });
+}
+
+#[test]
+fn a_segment_that_ends_early_is_blamed_and_not_the_one_after_it() {
+    block_on(async {
+        let (mut files, ..) = scripted(3).await;
+        let newest = files.iter().map(|(_, content)| batches(content).0).max().unwrap();
+        let at = files
+            .iter()
+            .position(|(_, content)| batches(content).0 == newest - 1)
+            .unwrap();
+        let last = batches(&files[at].1).1.pop().unwrap();
+        files[at].1[last.clone()].fill(0);
+        check_corrupt(&refusal(&files).await, &files[at].0, last.start as u64);
+    });
+}
+
+#[test]
+fn a_torn_write_is_cut_and_told_and_the_log_goes_on_from_there() {
+    block_on(async {
+        let disk = FaultDisk::default();
+        let mut opened = Log::create(disk.clone(), Path::new(DIRECTORY), KEY, OPTIONS)
+            .await
+            .unwrap();
+        let entry = |index| Entry {
+            position: Position { term: 1, index },
+            payload: Payload::Command(Bytes::from(vec![index as u8 + 1; 80])),
+        };
+        opened.log.append(vec![entry(0)], ignore()).await;
+        opened.writer.flush().await.unwrap();
+        opened.log.append(vec![entry(1)], ignore()).await;
+        opened.writer.flush().await.unwrap();
         let mut files = disk.files();
-        let second_batch = {
-            let content = Bytes::from(files[0].1.clone());
-            bytes_of::batch_at(&KEY, &content, 0).unwrap().len_bytes
-        };
-        files[0].1[second_batch + 30] ^= 1;
+        let last = batches(&files[0].1).1.pop().unwrap();
+        files[0].1[last.start + last.len() / 2..last.end].fill(0);
+
         let disk = FaultDisk::with_files(&files);
-        let Err(LogError::Corrupt { path, offset, .. }) = Log::open(disk, Path::new(DIRECTORY), KEY, OPTIONS).await
-        else {
-            panic!("it was opened");
+        let mut opened = Log::open(disk.clone(), Path::new(DIRECTORY), KEY, OPTIONS)
+            .await
+            .unwrap();
+        let torn = Torn {
+            path: files[0].0.clone(),
+            offset: last.start as u64,
         };
-        assert_eq!((path, offset), (files[0].0.clone(), second_batch as u64));
+        assert_eq!(opened.torn, Some(torn));
+        assert_eq!(opened.log.last(), Some(entry(0).position));
+        opened.log.append(vec![entry(1)], ignore()).await;
+        opened.writer.flush().await.unwrap();
+        let (_, opened, _) = reopen(&disk, 1).await;
+        assert_eq!(opened.torn, None);
+        assert_eq!(opened.log.read(0, 9, usize::MAX).await.unwrap(), [entry(0), entry(1)]);
+    });
+}
+
+#[test]
+fn a_log_that_was_used_is_not_replaced_by_a_fresh_one() {
+    block_on(async {
+        let (files, last, _) = scripted(3).await;
+        for files in [&files[..], &files[..1]] {
+            let disk = FaultDisk::with_files(files);
+            let made = Log::create(disk.clone(), Path::new(DIRECTORY), Uuid::from_bytes([8; 16]), OPTIONS).await;
+            let Err(LogError::Orphaned { path, .. }) = made.map(drop) else {
+                panic!("it was replaced");
+            };
+            assert!(files.iter().any(|(name, _)| *name == path));
+            assert_eq!(disk.files(), files, "nothing was touched");
+        }
+        let disk = FaultDisk::with_files(&files);
+        let opened = Log::open(disk, Path::new(DIRECTORY), KEY, OPTIONS).await.unwrap();
+        assert_eq!(seen(&opened.log).await.unwrap(), last);
     });
 }
 
