@@ -192,11 +192,7 @@ impl SnapshotDecoder {
 
     /// Reads the preamble or a frame at a position of the pending bytes: how long it is, 0 when it is not whole yet, or what
     /// is wrong how far into it.
-    fn take_piece(
-        &mut self,
-        position: usize,
-        records: &mut Vec<(u64, Record)>,
-    ) -> Result<usize, (usize, Malformed)> {
+    fn take_piece(&mut self, position: usize, records: &mut Vec<(u64, Record)>) -> Result<usize, (usize, Malformed)> {
         let bytes = &self.pending[position..];
         if self.is_ended && !bytes.is_empty() {
             return Err((0, Malformed::Trailing { len_bytes: bytes.len() }));
@@ -429,6 +425,20 @@ mod tests {
             let restored = Store::from_records(records).unwrap();
             assert_eq!(restored.hash(), store.hash());
         }
+    }
+
+    #[test]
+    fn each_record_is_told_with_its_place() {
+        let bytes = snapshot(&store());
+        let mut decoder = SnapshotDecoder::new();
+        for piece in bytes.chunks(100) {
+            for (at, record) in decoder.push_located(piece).unwrap() {
+                let at = usize::try_from(at).unwrap();
+                let len = u32::from_le_bytes(array(&bytes[at..at + 4])) as usize;
+                assert_eq!(codec::encode(&record), bytes[at + 4..at + 4 + len]);
+            }
+        }
+        assert!(decoder.finish().unwrap() > 3);
     }
 
     #[test]

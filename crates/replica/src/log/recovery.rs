@@ -13,6 +13,8 @@ use quorate_wire::log::{BATCH_HEADER_LEN_BYTES, BatchWriter, Membership};
 
 /// Segments are `log-` and eight digits.
 const NAME_PREFIX: &str = "log-";
+/// Of generations, batches and entries. No counting reaches it, and what counts on from it does not overflow.
+const NUMBER_MAX: u64 = 1 << 62;
 /// A damaged length must not fill the memory. Far above any segment: batches are bounded by what may be pending.
 const SEGMENT_LEN_BYTES_MAX: u64 = 1 << 30;
 
@@ -123,6 +125,11 @@ impl<F> Replay<F> {
                 if position.index != expected {
                     return Err(format!("entry {} where {expected} was due", position.index));
                 }
+                if let Some(last) = self.begin.last
+                    && last.term > position.term
+                {
+                    return Err(format!("an entry at {position:?} after one at {last:?}"));
+                }
                 self.begin.last = Some(position);
                 if let Payload::Membership(membership) = &entry.payload {
                     self.memberships.push((position, membership.clone()));
@@ -174,7 +181,7 @@ impl<F> Replay<F> {
     }
 }
 
-/// No entry is at the last number there is: each has a next one.
+/// Each number has a next one.
 fn check_positions(record: &Record) -> Result<(), String> {
     let positions = match record {
         Record::Begin(begin) => [begin.committed, begin.purged, begin.last],
@@ -183,11 +190,7 @@ fn check_positions(record: &Record) -> Result<(), String> {
         Record::Purge(position) => [Some(*position), None, None],
         Record::Vote(_) => [None; 3],
     };
-    match positions
-        .into_iter()
-        .flatten()
-        .find(|position| position.index == u64::MAX)
-    {
+    match positions.into_iter().flatten().find(|position| position.index > NUMBER_MAX) {
         Some(position) => Err(format!("no entry is at {position:?}")),
         None => Ok(()),
     }
@@ -287,7 +290,7 @@ impl<D: Disk> Log<D> {
                     break;
                 }
                 if let Some(last) = sequence
-                    && Some(batch.sequence) != next_of(last)
+                    && batch.sequence != last + 1
                 {
                     return Err(match segments.back() {
                         // What is unsound is the end of the segment before.
@@ -295,8 +298,8 @@ impl<D: Disk> Log<D> {
                         _ => corrupt(offset, format!("batch {} right after batch {last}", batch.sequence)),
                     });
                 }
-                if batch.sequence == u64::MAX {
-                    return Err(corrupt(offset, "no batch can follow it".to_owned()));
+                if batch.sequence > NUMBER_MAX {
+                    return Err(corrupt(offset, format!("no batch has the number {}", batch.sequence)));
                 }
                 sequence = Some(batch.sequence);
                 for record in bytes_of::records(&key, &batch.body) {
@@ -437,14 +440,10 @@ impl<D: Disk> Log<D> {
     }
 }
 
-fn next_of(sequence: u64) -> Option<u64> {
-    sequence.checked_add(1)
-}
-
 /// Whether a header is that of the batch after these, or was but for one damaged field. Remains of an older use of the
 /// segment have both numbers lower.
 fn is_next((generation, sequence): (u64, u64), generation_due: u64, last: u64) -> bool {
-    generation == generation_due || Some(sequence) == next_of(last)
+    generation == generation_due || sequence == last + 1
 }
 
 /// No segment begins with a sound batch.
@@ -582,8 +581,7 @@ async fn read_segment<D: Disk>(disk: &D, path: PathBuf, key: &Uuid) -> Result<Fo
     let len = usize::try_from(len_bytes).expect("bounded above");
     let content = Bytes::from(file.read_at(0, len).await.map_err(LogError::io("read", &path))?);
     let generation = bytes_of::batch_at(key, &content, 0).map(|batch| batch.generation);
-    // There is always a next one.
-    let generation = generation.filter(|generation| *generation < u64::MAX);
+    let generation = generation.filter(|generation| *generation <= NUMBER_MAX);
     Ok(Found {
         file,
         path,

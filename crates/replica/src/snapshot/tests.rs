@@ -466,8 +466,10 @@ fn a_crash_at_any_step_of_a_snapshot_loses_nothing_that_was_acknowledged() {
     });
 }
 
-/// A server that wrote a snapshot and purged its log, and its files.
-async fn snapshotted(entry_count: u64, value_len_bytes: usize) -> (Vec<(PathBuf, Vec<u8>)>, usize) {
+type Files = Vec<(PathBuf, Vec<u8>)>;
+
+/// The files of a server that wrote a snapshot and purged its log, and which of them is the snapshot.
+async fn snapshotted(entry_count: u64, value_len_bytes: usize) -> (Files, usize) {
     let disk = FaultDisk::default();
     let mut server = Server::create(&disk).await;
     let mut history = History::default();
@@ -554,7 +556,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
     #[test]
     fn damage_of_a_large_snapshot_is_placed_in_its_frame(flipped: prop::sample::Index, bit in 0..8_u8) {
-        static LARGE: LazyLock<(Vec<(PathBuf, Vec<u8>)>, usize)> = LazyLock::new(|| block_on(snapshotted(30, 40_000)));
+        static LARGE: LazyLock<(Files, usize)> = LazyLock::new(|| block_on(snapshotted(30, 40_000)));
         let (mut files, at) = LARGE.clone();
         block_on(async {
             let (path, sound) = files[at].clone();
