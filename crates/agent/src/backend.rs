@@ -3,11 +3,13 @@
 use crate::API_VERSION;
 use crate::config::HostPort;
 use crate::config::definition::{DefinitionError, prepare_check, prepare_service};
+use crate::keyring;
 use crate::local::EditError;
 use crate::node::{Agent, Inner};
 use quorate_gossip::Gossip;
 use quorate_http_api::{
-    AgentFacts, Backend, BackendError, LocalError, RaftConfiguration, RaftServer, ReadReply, ReadRequest, StatusReply,
+    AgentFacts, Backend, BackendError, KeyringOperation, KeyringPool, LocalError, RaftConfiguration, RaftServer,
+    ReadReply, ReadRequest, StatusReply,
 };
 use quorate_replica::RaftRt;
 use quorate_store::{Command, Outcome};
@@ -219,6 +221,10 @@ impl<R: RaftRt> Backend for AgentBackend<R> {
             .reload()
             .await
             .map_err(|err| LocalError::Failed(err.to_string()))
+    }
+
+    async fn keyring(&self, operation: KeyringOperation, local_only: bool) -> Result<Vec<KeyringPool>, LocalError> {
+        Ok(keyring::ask(&self.gossip, &self.datacenter, operation, local_only).await)
     }
 
     fn services(&self) -> Vec<Arc<Service>> {

@@ -9,12 +9,14 @@ mod backend;
 pub mod config;
 mod data_dir;
 mod dns;
+mod keyring;
 mod leader;
 mod local;
 mod node;
 mod router;
 
 use config::Config;
+pub use keyring::KeyringStartError;
 pub use local::DefinitionsError;
 pub use node::{Agent, Ending, ReloadError, StartError};
 
@@ -24,8 +26,8 @@ use std::sync::Arc;
 /// The version of Consul's API that clients are told they talk to (`/v1/agent/self`, the `build` tag).
 pub const API_VERSION: &str = "1.20.0";
 
-/// Told with what the agent starts.
-pub type Starting = dyn Fn(&Config, NodeId) + Send + Sync;
+/// Told with what the agent starts, and whether its gossip is encrypted.
+pub type Starting = dyn Fn(&Config, NodeId, bool) + Send + Sync;
 
 /// What an agent asks of the process around it.
 #[derive(Clone)]
@@ -41,7 +43,7 @@ impl Default for Hooks {
     fn default() -> Self {
         Self {
             set_log_level: Arc::new(|_| {}),
-            starting: Arc::new(|_, _| {}),
+            starting: Arc::new(|_, _, _| {}),
         }
     }
 }

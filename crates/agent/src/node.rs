@@ -12,7 +12,7 @@ use crate::dns::{DnsCatalog, Staleness, settings as dns_settings};
 use crate::leader::ServerDuties;
 use crate::local::{DefinitionsError, Local, LocalSettings, draw};
 use crate::router::{ClientRole, MembersView, Role, Router, is_alive_server, locked};
-use crate::{API_VERSION, Hooks};
+use crate::{API_VERSION, Hooks, keyring};
 use arc_swap::ArcSwap;
 use quorate_anti_entropy::NodeRecord;
 use quorate_checks::Checks;
@@ -52,6 +52,8 @@ pub enum StartError {
     Definitions(#[from] DefinitionsError),
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    #[error(transparent)]
+    Keyring(#[from] keyring::KeyringStartError),
     #[error("Failed to start Consul server: {}", chain(.0))]
     Replica(quorate_replica::StartError),
     #[error("{0}")]
@@ -173,7 +175,8 @@ impl<R: RaftRt> Agent<R> {
         refuse_unsupported(&config)?;
         let data_dir = DataDir::open(&rt, config.data_dir.as_deref(), config.node_id).await?;
         let node_id = data_dir.node_id();
-        (hooks.starting)(&config, node_id);
+        let encryption = keyring::load(&config, &data_dir).await?;
+        (hooks.starting)(&config, node_id, encryption.is_some());
         (hooks.set_log_level)(config.logging.level.as_str());
         for warning in &config.warnings {
             tracing::warn!("{warning}");
@@ -223,7 +226,7 @@ impl<R: RaftRt> Agent<R> {
             tags: tags(&config, node_id, rpc_port),
             timing: timing(&config),
             pool: "lan",
-            encryption: None,
+            encryption,
         };
         let gossip = match Gossip::start(rt.clone(), gossip_config).await {
             Ok(gossip) => gossip,
@@ -707,9 +710,7 @@ impl<R: RaftRt> Agent<R> {
 
 /// Settings that promise protection which is not there: going on without it would be worse than not starting.
 fn refuse_unsupported(config: &Config) -> Result<(), StartError> {
-    let refused = if config.encrypt.is_some() {
-        "encrypt is set, but gossip encryption is not available in this release: remove the key"
-    } else if config.acl.enabled && config.acl.default_policy == crate::config::AclPolicy::Deny {
+    let refused = if config.acl.enabled && config.acl.default_policy == crate::config::AclPolicy::Deny {
         "acl.default_policy is \"deny\", but ACLs are not available in this release and everything would be open: \
          remove acl.enabled to run without them"
     } else {

@@ -91,6 +91,30 @@ pub struct AgentFacts {
     pub debug_config: serde_json::Value,
 }
 
+/// What is asked of every member's gossip keyring. Keys are base64, not judged yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyringOperation {
+    List,
+    Install(String),
+    Use(String),
+    Remove(String),
+}
+
+/// What the members of one pool answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyringPool {
+    pub wan: bool,
+    pub datacenter: String,
+    pub member_count: usize,
+    /// Keys in base64, with how many members have them.
+    pub keys: BTreeMap<String, u64>,
+    pub primary_keys: BTreeMap<String, u64>,
+    /// By member: what it could not do, and why.
+    pub messages: BTreeMap<String, String>,
+    /// Not all of them did it.
+    pub failure: Option<String>,
+}
+
 /// Why a request to the servers failed. Texts are what Consul's clients match.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BackendError {
@@ -140,8 +164,8 @@ pub enum LocalError {
     Failed(String),
 }
 
-/// Go's hashicorp/go-multierror layout, which Consul's `join` answers.
-fn list_failures(failures: &[String]) -> String {
+/// Go's hashicorp/go-multierror layout, which Consul's `join` and `keyring` answer.
+pub(crate) fn list_failures(failures: &[String]) -> String {
     let mut text = match failures.len() {
         1 => "1 error occurred:\n".to_owned(),
         count => format!("{count} errors occurred:\n"),
@@ -189,6 +213,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn leave(&self) -> impl Future<Output = Result<(), LocalError>> + Send;
     fn force_leave(&self, name: &str, prune: bool, wan: bool) -> impl Future<Output = Result<(), LocalError>> + Send;
     fn reload(&self) -> impl Future<Output = Result<(), LocalError>> + Send;
+    /// Asks every member of the pools, the WAN first; `local_only`: of the LAN alone.
+    fn keyring(
+        &self,
+        operation: KeyringOperation,
+        local_only: bool,
+    ) -> impl Future<Output = Result<Vec<KeyringPool>, LocalError>> + Send;
 
     /// Local services by id. Their indexes are 0.
     fn services(&self) -> Vec<Arc<Service>>;

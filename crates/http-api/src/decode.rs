@@ -588,6 +588,18 @@ pub fn check_update(body: &[u8]) -> Result<(String, String), Fault> {
     Ok(update)
 }
 
+/// The body of a change of `operator/keyring`: the key, in base64 as it should be.
+pub fn keyring_key(body: &[u8]) -> Result<String, DecodeError> {
+    let mut fields = Object::parse(body, false)?;
+    let key = fields.text("Key")?;
+    // The rest of Consul's argument, which its clients send empty.
+    for ignored in ["Token", "RelayFactor", "LocalOnly"] {
+        fields.take(ignored);
+    }
+    fields.finish()?;
+    Ok(key)
+}
+
 /// The body of `catalog/register`, with the datacenter it names (empty: none). The registration's own is left empty.
 pub fn registration(body: &[u8]) -> Result<(String, Registration), Fault> {
     let mut fields = Object::parse(body, false)?;

@@ -1,6 +1,6 @@
 //! Errors to status codes and texts: the one place that knows both. Texts are Consul's; clients match them.
 
-use crate::backend::{BackendError, LocalError};
+use crate::backend::{BackendError, LocalError, list_failures};
 use crate::filter::FilterError;
 use crate::go::{DurationError, UintError};
 use http::StatusCode;
@@ -77,6 +77,11 @@ pub enum Fault {
     BodyTimeout,
     #[error("Request body could not be read: {0}")]
     BodyBroken(String),
+    #[error("Bad request: {0}")]
+    BadRequest(String),
+    /// Each text is one failure of a pool or of one of its members.
+    #[error("{}", list_failures(.0))]
+    Keyring(Vec<String>),
     #[error("Endpoint is blocked by agent configuration")]
     Blocked,
     #[error("Access is restricted")]
@@ -149,6 +154,7 @@ impl Fault {
             | Self::ConflictingFlags(_)
             | Self::Decode(_)
             | Self::Definition(_)
+            | Self::BadRequest(_)
             | Self::BodyBroken(_) => StatusCode::BAD_REQUEST,
             Self::UnknownAgentService(_) | Self::NoServiceToMaintain(_) => StatusCode::NOT_FOUND,
             Self::Blocked | Self::WriteRestricted => StatusCode::FORBIDDEN,
@@ -172,6 +178,7 @@ impl Fault {
             | Self::Segments
             | Self::ConnectDisabled
             | Self::Panicked
+            | Self::Keyring(_)
             | Self::Filter(_)
             | Self::BareFilter(_)
             | Self::Command(_)

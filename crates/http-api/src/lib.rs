@@ -2,7 +2,7 @@
 //!
 //! In: requests over the door's streams. Out: what [`Backend`] answers, in the shapes clients know.
 //! A request passes `transport` (path, compression), `routes` (endpoint, gate, errors) and one handler (`agent`, `catalog`,
-//! `health`, `kv`, `status`); `params` and `decode` read what it says, `json` writes what it gets, `filter` chooses from it.
+//! `health`, `keyring`, `kv`, `status`); `params` and `decode` read what it says, `json` writes what it gets, `filter` chooses from it.
 //!
 //! Invariants: nothing replicated is decided here; whatever a request says, it gets an answer or a closed connection, and
 //! memory is bounded per connection; all compatibility quirks of HTTP live here and nowhere else.
@@ -20,6 +20,7 @@ pub mod filter;
 pub mod go;
 mod health;
 mod json;
+mod keyring;
 mod kv;
 mod params;
 pub mod records;
@@ -30,7 +31,8 @@ mod transport;
 
 pub use api::Api;
 pub use backend::{
-    AgentFacts, Backend, BackendError, LocalError, RaftConfiguration, RaftServer, ReadReply, ReadRequest, StatusReply,
+    AgentFacts, Backend, BackendError, KeyringOperation, KeyringPool, LocalError, RaftConfiguration, RaftServer,
+    ReadReply, ReadRequest, StatusReply,
 };
 pub use config::{Cidr, CidrError, HttpConfig};
 pub use decode::fill_tagged_addresses;

@@ -6,7 +6,7 @@ use crate::backend::Backend;
 use crate::call::{Call, Description, Failure, Reply, TEXT};
 use crate::errors::Fault;
 use crate::params::Params;
-use crate::{agent, catalog, health, kv, status};
+use crate::{agent, catalog, health, keyring, kv, status};
 use axum::Router;
 use axum::body::Body;
 use axum::routing::any;
@@ -112,6 +112,16 @@ pub fn router<R: Rt, B: Backend>(api: &Api<R, B>) -> Router {
     routes.fixed("/v1/status/leader", get(status::leader));
     routes.fixed("/v1/status/peers", get(status::peers));
     routes.fixed("/v1/operator/raft/configuration", get(status::raft_configuration));
+
+    routes.fixed(
+        "/v1/operator/keyring",
+        vec![
+            on(Method::GET, keyring::list),
+            on(Method::POST, keyring::install),
+            on(Method::PUT, keyring::use_key),
+            on(Method::DELETE, keyring::remove),
+        ],
+    );
 
     // Of the service mesh: what a server without it answers, so that generic clients do not break.
     for path in [

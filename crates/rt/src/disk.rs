@@ -55,14 +55,35 @@ pub trait Disk: Clone + Send + Sync + 'static {
             file.read_at(0, len).await
         }
     }
+    /// Lets only this process' user read and write a file. Does nothing where there are no users.
+    fn make_private(&self, path: &Path) -> impl Future<Output = io::Result<()>> + Send {
+        let _ = path;
+        async { Ok(()) }
+    }
     /// Replaces a whole file durably: written beside, synced, renamed, the directory synced. A crash leaves either one.
     fn replace(&self, path: &Path, content: Bytes) -> impl Future<Output = io::Result<()>> + Send {
+        self.replace_with(path, content, false)
+    }
+    /// The same of a file that holds secrets: from its first byte on, it is this process' user's alone.
+    fn replace_private(&self, path: &Path, content: Bytes) -> impl Future<Output = io::Result<()>> + Send {
+        self.replace_with(path, content, true)
+    }
+    /// What the two replacements rest on.
+    fn replace_with(
+        &self,
+        path: &Path,
+        content: Bytes,
+        is_private: bool,
+    ) -> impl Future<Output = io::Result<()>> + Send {
         async move {
             let mut beside = path.as_os_str().to_owned();
             beside.push(".tmp");
             let beside = PathBuf::from(beside);
             let file = self.open(&beside, OpenMode::Create).await?;
             file.set_len_bytes(0).await?;
+            if is_private {
+                self.make_private(&beside).await?;
+            }
             file.write_at(0, content).await?;
             file.sync_all().await?;
             drop(file);
@@ -142,6 +163,9 @@ impl<D: Disk> Disk for AnyDisk<D> {
     }
     async fn lock(&self, path: &Path) -> io::Result<Box<dyn std::any::Any + Send + Sync>> {
         either!(self, disk => disk.lock(path))
+    }
+    async fn make_private(&self, path: &Path) -> io::Result<()> {
+        either!(self, disk => disk.make_private(path))
     }
 }
 

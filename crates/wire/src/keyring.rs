@@ -61,6 +61,22 @@ pub enum KeyringFileError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyId(pub [u8; 4]);
 
+/// The bytes of a key in base64, of whatever length.
+pub fn decode_base64(text: &str) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    // Go's decoder skips line ends.
+    let text: Zeroizing<String> =
+        Zeroizing::new(text.chars().filter(|letter| !matches!(letter, '\r' | '\n')).collect());
+    let decoded = STANDARD.decode(text.as_bytes());
+    decoded.map(Zeroizing::new).map_err(|err| {
+        let at = match err {
+            base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+            // Go names the start of the group that is not complete.
+            base64::DecodeError::InvalidLength(_) | base64::DecodeError::InvalidPadding => text.len() / 4 * 4,
+        };
+        KeyError::Base64 { at }
+    })
+}
+
 /// A key for AES-128, AES-192 or AES-256, by its length.
 #[derive(Clone)]
 pub struct RingKey {
@@ -97,18 +113,7 @@ impl RingKey {
     }
     /// A key as `keygen` prints it.
     pub fn from_base64(text: &str) -> Result<Self, KeyError> {
-        // Go's decoder skips line ends.
-        let text: Zeroizing<String> =
-            Zeroizing::new(text.chars().filter(|letter| !matches!(letter, '\r' | '\n')).collect());
-        let bytes = STANDARD.decode(text.as_bytes()).map_err(|err| {
-            let at = match err {
-                base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
-                // Go names the start of the group that is not complete.
-                base64::DecodeError::InvalidLength(_) | base64::DecodeError::InvalidPadding => text.len() / 4 * 4,
-            };
-            KeyError::Base64 { at }
-        })?;
-        Self::from_bytes(&Zeroizing::new(bytes))
+        Self::from_bytes(&decode_base64(text)?)
     }
     pub fn to_base64(&self) -> String {
         STANDARD.encode(self.bytes.as_slice())

@@ -58,9 +58,9 @@ async fn run_agent(rt: TokioRt, flags: quorate_agent::config::Flags, logs: Logs)
         }),
         starting: Arc::new({
             let logs = logs.clone();
-            move |config, node_id| {
+            move |config, node_id, is_encrypted| {
                 logs.set_json(config.logging.json);
-                print_whole(&banner(config, node_id));
+                print_whole(&banner(config, node_id, is_encrypted));
             }
         }),
     };
@@ -94,7 +94,7 @@ fn flags_ask_for_json(flags: &quorate_agent::config::Flags) -> bool {
 }
 
 /// The start banner, in Consul's layout.
-fn banner(config: &Config, node_id: NodeId) -> String {
+fn banner(config: &Config, node_id: NodeId, is_encrypted: bool) -> String {
     let port = |port: Option<u16>| port.map_or_else(|| "-1".to_owned(), |port| port.to_string());
     let clients: Vec<String> = config.client_addrs.iter().map(ToString::to_string).collect();
     let (segment, server) = if config.server {
@@ -111,7 +111,7 @@ fn banner(config: &Config, node_id: NodeId) -> String {
             Server: {} (Bootstrap: {})
        Client Addr: [{}] (HTTP: {}, HTTPS: -1, gRPC: -1, DNS: {})
       Cluster Addr: {} (LAN: {}, WAN: -1{server})
-           Encrypt: Gossip: false, TLS-Outgoing: false, TLS-Incoming: false
+           Encrypt: Gossip: {is_encrypted}, TLS-Outgoing: false, TLS-Incoming: false
 
 ==> Log data will now stream in as it occurs:
 

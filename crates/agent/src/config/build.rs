@@ -10,7 +10,7 @@ use super::definition::{self, ScriptPolicy};
 use super::duration;
 use super::file_definition::{self, Inherited};
 use super::value::Value;
-use base64::Engine as _;
+use quorate_gossip::RingKey;
 use quorate_types::limits::{
     BLOCKING_WAIT_DEFAULT, BLOCKING_WAIT_MAX, CHECK_OUTPUT_LEN_BYTES_MAX, KV_VALUE_LEN_BYTES_MAX, RPC_HOLD_TIMEOUT,
 };
@@ -299,8 +299,8 @@ pub struct Config {
     pub join: Join,
     pub leave_on_terminate: bool,
     pub skip_leave_on_interrupt: bool,
-    /// Gossip key: 16, 24 or 32 bytes.
-    pub encrypt: Option<Vec<u8>>,
+    /// The gossip key a keyring file begins with.
+    pub encrypt: Option<RingKey>,
     pub encrypt_verify_incoming: bool,
     pub encrypt_verify_outgoing: bool,
     pub disable_keyring_file: bool,
@@ -680,10 +680,10 @@ pub fn build(tree: &Value, dev: bool, facts: &HostFacts) -> Result<Config, Strin
     let encrypt_text = r.text("encrypt");
     let encrypt = match encrypt_text.as_str() {
         "" => None,
-        text => match gossip_key(text) {
+        text => match RingKey::from_base64(text) {
             Ok(key) => Some(key),
             Err(why) => {
-                r.broken.push(why);
+                r.broken.push(format!("encrypt has invalid key: {why}"));
                 None
             }
         },
@@ -1187,20 +1187,4 @@ fn addresses_are_distinct(config: &Config) -> Result<(), String> {
         in_use.insert(address, name);
     }
     Ok(())
-}
-
-/// The bytes of a gossip key, or Go's words on bad base64.
-fn gossip_key(text: &str) -> Result<Vec<u8>, String> {
-    let key = base64::engine::general_purpose::STANDARD.decode(text).map_err(|err| {
-        let at = match err {
-            base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
-            // Go names the start of the group that is not complete.
-            base64::DecodeError::InvalidLength(_) | base64::DecodeError::InvalidPadding => text.len() / 4 * 4,
-        };
-        format!("encrypt has invalid key: illegal base64 data at input byte {at}")
-    })?;
-    match key.len() {
-        16 | 24 | 32 => Ok(key),
-        _ => Err("encrypt has invalid key: key size must be 16, 24 or 32 bytes".to_owned()),
-    }
 }

@@ -1,7 +1,8 @@
 //! A backend over one store: what an agent that is its own only server would answer.
 
 use quorate_http_api::{
-    AgentFacts, Backend, BackendError, LocalError, RaftConfiguration, RaftServer, ReadReply, ReadRequest, StatusReply,
+    AgentFacts, Backend, BackendError, KeyringOperation, KeyringPool, LocalError, RaftConfiguration, RaftServer,
+    ReadReply, ReadRequest, StatusReply,
 };
 use quorate_rt::Rt;
 use quorate_rt::production::TokioRt;
@@ -217,6 +218,35 @@ impl TestBackend {
 }
 
 impl Backend for TestBackend {
+    /// One server without encryption, as the Consul whose answers are the golden ones; it knows what keys are all the same.
+    async fn keyring(&self, operation: KeyringOperation, local_only: bool) -> Result<Vec<KeyringPool>, LocalError> {
+        let pool = |wan: bool, name: &str| {
+            let failed = KeyringPool {
+                wan,
+                datacenter: "dc1".to_owned(),
+                member_count: 1,
+                failure: Some("1/1 nodes reported failure".to_owned()),
+                ..KeyringPool::default()
+            };
+            let message = |text: &str| BTreeMap::from([(name.to_owned(), text.to_owned())]);
+            match &operation {
+                KeyringOperation::Install(key) if key == "right" => KeyringPool {
+                    failure: None,
+                    ..failed
+                },
+                KeyringOperation::List => KeyringPool {
+                    messages: message("Keyring is empty (encryption not enabled)"),
+                    ..failed
+                },
+                _ => KeyringPool {
+                    messages: message("No keyring to modify (encryption not enabled)"),
+                    ..failed
+                },
+            }
+        };
+        let (lan, wan) = (pool(false, "g1"), pool(true, "g1.dc1"));
+        Ok(if local_only { vec![lan] } else { vec![wan, lan] })
+    }
     async fn read(&self, datacenter: Option<&str>, request: ReadRequest) -> Result<ReadReply, BackendError> {
         if datacenter.is_some_and(|name| name != "dc1") {
             return Err(BackendError::NoPath);

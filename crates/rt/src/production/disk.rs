@@ -103,6 +103,11 @@ impl Disk for OsDisk {
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.run(path, |path| std::fs::File::open(path)?.sync_all()).await
     }
+    async fn make_private(&self, path: &Path) -> io::Result<()> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let private = |path: PathBuf| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600));
+        self.run(path, private).await
+    }
     async fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
         let lock = |path: PathBuf| {
             let file = std::fs::File::options()
