@@ -87,7 +87,7 @@ pub(crate) async fn write<R: Rt, B: Backend>(
         Outcome::Done => Ok(call.json(&true)),
         Outcome::Decided(held) => Ok(call.json(&held)),
         Outcome::Refused(error) => Err(error.into()),
-        Outcome::Batch(_) => {
+        Outcome::Batch(_) | Outcome::Transaction(_) => {
             Err(BackendError::Failed("a server answered one command as if it were several".to_owned()).into())
         }
     }

@@ -92,7 +92,11 @@ impl Registry {
             | Topic::Checks
             | Topic::Node(_)
             | Topic::Service(_)
-            | Topic::ServiceGone => {}
+            | Topic::ServiceGone
+            | Topic::Sessions
+            | Topic::Session(_)
+            | Topic::NodeSessions(_)
+            | Topic::LockDelays => {}
         }
     }
 }

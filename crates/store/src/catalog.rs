@@ -11,10 +11,12 @@
 
 use crate::command::CommandError;
 use crate::query::{Topic, fold};
+use crate::table::Table;
 use crate::touched::Touched;
 use equivalent::Comparable;
 use imbl::{OrdMap, OrdSet};
 use quorate_types::{Check, CheckStatus, Deregistration, ModifyIndex, Node, NodeId, Registration, Service};
+use serde::Serialize;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -24,7 +26,7 @@ use std::sync::Arc;
 const SERF_HEALTH: &str = "serfHealth";
 
 /// A service or a check: its node's folded name, and its id.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(crate) struct OnNode {
     pub(crate) node: Arc<str>,
     pub(crate) id: Arc<str>,
@@ -77,7 +79,7 @@ impl equivalent::Equivalent<Path> for (&str, &str, &str) {
 }
 
 /// The last change of each table. `nodes` and `checks` include deletions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct TableIndexes {
     pub(crate) nodes: ModifyIndex,
     pub(crate) services: ModifyIndex,
@@ -90,17 +92,17 @@ pub(crate) struct TableIndexes {
 pub(crate) struct Catalog {
     pub(crate) indexes: TableIndexes,
     /// By folded name.
-    pub(crate) nodes: OrdMap<Arc<str>, Arc<Node>>,
+    pub(crate) nodes: Table<1, Arc<str>, Arc<Node>>,
     /// Folded names of the nodes that have an id.
     pub(crate) node_ids: OrdMap<NodeId, Arc<str>>,
-    pub(crate) services: OrdMap<OnNode, Arc<Service>>,
-    pub(crate) checks: OrdMap<OnNode, Arc<Check>>,
+    pub(crate) services: Table<2, OnNode, Arc<Service>>,
+    pub(crate) checks: Table<3, OnNode, Arc<Check>>,
     /// Service name, node, service id.
     pub(crate) instances: OrdMap<Path, Arc<Service>>,
     /// Node, service id, check id. Checks of the whole node come first: their service id is empty.
     pub(crate) checks_by_service: OrdMap<Path, Arc<Check>>,
     /// By folded name: each service that has an instance.
-    pub(crate) service_indexes: OrdMap<Arc<str>, ModifyIndex>,
+    pub(crate) service_indexes: Table<7, Arc<str>, ModifyIndex>,
     pub(crate) node_addresses: OrdSet<AddressOf<Arc<str>>>,
     pub(crate) service_addresses: OrdSet<AddressOf<OnNode>>,
 }
@@ -364,6 +366,9 @@ impl Catalog {
             }
         }
         self.touch_checked(at, node, &check, touched);
+        if check.status == CheckStatus::Critical {
+            touched.lose_check(node, &check.check_id);
+        }
         self.insert_check(node.clone(), Arc::new(check));
     }
 
@@ -470,6 +475,7 @@ impl Catalog {
         self.indexes.nodes = at;
         touched.insert(Topic::Nodes);
         touched.insert(Topic::Node(key.to_string()));
+        touched.lose_node(key);
     }
 
     fn delete_service(&mut self, at: ModifyIndex, node: &Arc<str>, service: &Service, touched: &mut Touched) {
@@ -487,6 +493,7 @@ impl Catalog {
     fn delete_check(&mut self, at: ModifyIndex, node: &Arc<str>, check: &Check, touched: &mut Touched) {
         self.remove_check(node, check);
         self.touch_checked(at, node, check, touched);
+        touched.lose_check(node, &check.check_id);
     }
 
     /// A check changed: so did the health of its service, or of every service of its node.
@@ -554,6 +561,21 @@ impl Catalog {
             .range::<_, (&str, &str, &str)>((node, service_id, "")..)
             .take_while(move |(path, _)| *path.0 == *node && *path.1 == *service_id)
             .map(|(_, check)| check)
+    }
+
+    pub(crate) fn hash(&self) -> u128 {
+        [self.services.hash(), self.checks.hash(), self.service_indexes.hash()]
+            .into_iter()
+            .fold(self.nodes.hash(), u128::wrapping_add)
+    }
+    pub(crate) fn recomputed_hash(&self) -> u128 {
+        [
+            self.services.recomputed_hash(),
+            self.checks.recomputed_hash(),
+            self.service_indexes.recomputed_hash(),
+        ]
+        .into_iter()
+        .fold(self.nodes.recomputed_hash(), u128::wrapping_add)
     }
 
     /// Whether the node and its id were new.

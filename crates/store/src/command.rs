@@ -1,6 +1,7 @@
 //! What the log carries: every change of the replicated state, as a value.
 
-use quorate_types::{Deregistration, KvPair, ModifyIndex, Registration, WallTime};
+use crate::transaction::{Operation, TransactionReply};
+use quorate_types::{Deregistration, KvPair, ModifyIndex, Registration, Session, Uuid, WallTime};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -23,9 +24,23 @@ pub enum Command {
     /// Names the cluster; the first one wins. Written by the server that bootstrapped it. `Decided`: whether this is now
     /// the cluster's id.
     NameCluster {
-        id: quorate_types::Uuid,
+        id: Uuid,
         at: WallTime,
     },
+    Session(SessionCommand),
+    /// Operations that happen all or not at all.
+    Transaction(Vec<Operation>),
+}
+
+/// A change of the sessions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SessionCommand {
+    /// Its id was drawn at random by who proposed this. Indexes inside are ignored.
+    Create(Session),
+    /// Ends a session, if there is one: destroyed by a client, or not renewed in time.
+    Destroy { id: Uuid },
+    /// Ends the lock-delay of each of these keys that began at the index with it: the leader let it pass.
+    EndLockDelays { delays: Vec<(String, ModifyIndex)> },
 }
 
 /// A change of the key/value table. Indexes inside `pair` are ignored.
@@ -50,6 +65,16 @@ pub enum KvCommand {
     DeleteTree {
         prefix: String,
     },
+    /// Sets value and flags and locks the key for the session. `Decided`: whether the session holds it now.
+    Acquire {
+        pair: KvPair,
+        session: Uuid,
+    },
+    /// Sets value and flags and unlocks the key. `Decided`: whether the session held it.
+    Release {
+        pair: KvPair,
+        session: Uuid,
+    },
 }
 
 /// What a command came to.
@@ -61,6 +86,7 @@ pub enum Outcome {
     Refused(CommandError),
     /// One for each command of a batch.
     Batch(#[serde(deserialize_with = "single::outcomes")] Vec<Outcome>),
+    Transaction(TransactionReply),
 }
 
 /// Why a command was refused. Deterministic: every server refuses alike. Texts are Consul 1.8.7's.
@@ -91,6 +117,22 @@ pub enum CommandError {
     CheckNodeMismatch { check_node: String, node: String },
     #[error("a batch may not hold a batch")]
     BatchNested,
+    #[error("Must provide ID")]
+    SessionIdMissing,
+    #[error("a session with the id {id} exists already")]
+    SessionIdTaken { id: Uuid },
+    #[error("Must provide Node")]
+    SessionNodeMissing,
+    #[error("Missing node registration")]
+    NodeNotRegistered,
+    #[error("Missing check '{check}' registration")]
+    CheckNotRegistered { check: String },
+    #[error("Check '{check}' is in critical state")]
+    CheckCritical { check: String },
+    #[error("invalid session \"{id}\"")]
+    SessionUnknown { id: Uuid },
+    #[error("Transaction contains too many operations ({count} > {count_max})")]
+    TransactionTooLong { count: u64, count_max: u64 },
 }
 
 /// What a batch holds, as it is decoded: the same variants at the same positions, but no batch.
@@ -112,7 +154,9 @@ mod single {
         Kv(KvCommand),
         CollectTombstones { up_to: ModifyIndex },
         Batch(Never),
-        NameCluster { id: quorate_types::Uuid, at: WallTime },
+        NameCluster { id: Uuid, at: WallTime },
+        Session(SessionCommand),
+        Transaction(Vec<Operation>),
     }
 
     #[derive(Deserialize)]
@@ -121,6 +165,7 @@ mod single {
         Decided(bool),
         Refused(CommandError),
         Batch(Never),
+        Transaction(TransactionReply),
     }
 
     impl From<SingleCommand> for Command {
@@ -133,6 +178,8 @@ mod single {
                 SingleCommand::CollectTombstones { up_to } => Self::CollectTombstones { up_to },
                 SingleCommand::Batch(never) => match never {},
                 SingleCommand::NameCluster { id, at } => Self::NameCluster { id, at },
+                SingleCommand::Session(command) => Self::Session(command),
+                SingleCommand::Transaction(operations) => Self::Transaction(operations),
             }
         }
     }
@@ -144,6 +191,7 @@ mod single {
                 SingleOutcome::Decided(held) => Self::Decided(held),
                 SingleOutcome::Refused(error) => Self::Refused(error),
                 SingleOutcome::Batch(never) => match never {},
+                SingleOutcome::Transaction(reply) => Self::Transaction(reply),
             }
         }
     }

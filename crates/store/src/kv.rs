@@ -3,7 +3,7 @@
 //! In: `KvCommand`s with the index they apply at. Out: outcomes and touched topics; the reads of one key and of a prefix
 //! with the index that the contract gives each.
 //! Invariants: `check_index` lists them. The index of a list never goes back, but for collected tombstones.
-//! Not here: what a session's end does to its keys.
+//! Not here: which sessions there are, and which keys may not be acquired for a while (`session`).
 //!
 //! A tombstone keeps the index of a deletion, so that the index of a list rises when a key leaves it. A key has one while
 //! it is absent; a deleted tree has one for its prefix, which replaces those beneath it. Deleting every key leaves
@@ -11,9 +11,10 @@
 
 use crate::command::{CommandError, KvCommand, Outcome};
 use crate::query::{Answer, Topic};
+use crate::table::Table;
 use crate::touched::Touched;
 use imbl::{OrdMap, OrdSet};
-use quorate_types::{KvPair, ModifyIndex};
+use quorate_types::{KvPair, ModifyIndex, Session, SessionBehavior, Uuid};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -26,9 +27,11 @@ pub(crate) enum Grave {
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KvTable {
-    pairs: OrdMap<Arc<str>, Arc<KvPair>>,
-    key_tombstones: OrdMap<Arc<str>, ModifyIndex>,
-    tree_tombstones: OrdMap<Arc<str>, ModifyIndex>,
+    pairs: Table<4, Arc<str>, Arc<KvPair>>,
+    /// Locked keys by the session that holds them.
+    held: OrdSet<(Uuid, Arc<str>)>,
+    key_tombstones: Table<5, Arc<str>, ModifyIndex>,
+    tree_tombstones: Table<6, Arc<str>, ModifyIndex>,
     /// Both kinds by age, so that a collection costs what it collects.
     tombstones_by_age: OrdSet<(ModifyIndex, Grave)>,
     /// The last change of any key.
@@ -52,10 +55,19 @@ fn common_prefix<'a>(left: &'a str, right: &str) -> &'a str {
 }
 
 impl KvTable {
+    /// A session that acquires exists, and the key may be acquired: the caller looked.
     pub(crate) fn apply(&mut self, at: ModifyIndex, command: &KvCommand, touched: &mut Touched) -> Outcome {
         match command {
             KvCommand::Set(KvPair { key, .. })
             | KvCommand::Cas {
+                pair: KvPair { key, .. },
+                ..
+            }
+            | KvCommand::Acquire {
+                pair: KvPair { key, .. },
+                ..
+            }
+            | KvCommand::Release {
                 pair: KvPair { key, .. },
                 ..
             }
@@ -69,31 +81,14 @@ impl KvTable {
                 self.set(at, pair, touched);
                 Outcome::Done
             }
-            KvCommand::Cas { pair, expected } => {
-                let current = self.pairs.get(pair.key.as_str()).map(|pair| pair.modify_index);
-                let held = match current {
-                    None => *expected == ModifyIndex::ZERO,
-                    Some(current) => *expected == current && current != ModifyIndex::ZERO,
-                };
-                if held {
-                    self.set(at, pair, touched);
-                }
-                Outcome::Decided(held)
-            }
+            KvCommand::Cas { pair, expected } => Outcome::Decided(self.cas(at, pair, *expected, touched)),
+            KvCommand::Acquire { pair, session } => Outcome::Decided(self.acquire(at, pair, *session, touched)),
+            KvCommand::Release { pair, session } => Outcome::Decided(self.release(at, pair, *session, touched)),
             KvCommand::Delete { key } => {
                 self.delete(at, key, touched);
                 Outcome::Done
             }
-            KvCommand::DeleteCas { key, expected } => {
-                let Some(pair) = self.pairs.get(key.as_str()) else {
-                    return Outcome::Decided(true);
-                };
-                let held = pair.modify_index == *expected;
-                if held {
-                    self.delete(at, key, touched);
-                }
-                Outcome::Decided(held)
-            }
+            KvCommand::DeleteCas { key, expected } => Outcome::Decided(self.delete_cas(at, key, *expected, touched)),
             KvCommand::DeleteTree { prefix } => {
                 self.delete_tree(at, prefix, touched);
                 Outcome::Done
@@ -101,17 +96,106 @@ impl KvTable {
         }
     }
 
-    fn set(&mut self, at: ModifyIndex, wanted: &KvPair, touched: &mut Touched) {
+    /// Consul 1.8.7: a plain write keeps the lock's holder but forgets its count.
+    pub(crate) fn set(&mut self, at: ModifyIndex, wanted: &KvPair, touched: &mut Touched) {
+        let session = self.pair(&wanted.key).and_then(|pair| pair.session);
+        self.put(at, wanted, session, 0, touched);
+    }
+
+    pub(crate) fn cas(
+        &mut self,
+        at: ModifyIndex,
+        wanted: &KvPair,
+        expected: ModifyIndex,
+        touched: &mut Touched,
+    ) -> bool {
+        let current = self.pair(&wanted.key).map(|pair| pair.modify_index);
+        let held = match current {
+            None => expected == ModifyIndex::ZERO,
+            Some(current) => expected == current && current != ModifyIndex::ZERO,
+        };
+        if held {
+            self.set(at, wanted, touched);
+        }
+        held
+    }
+
+    /// Whether the session holds the key now. Its own lock it takes again with new contents, which counts no acquisition.
+    pub(crate) fn acquire(&mut self, at: ModifyIndex, wanted: &KvPair, session: Uuid, touched: &mut Touched) -> bool {
+        let lock_index = match self.pair(&wanted.key) {
+            None => 1,
+            Some(pair) => match pair.session {
+                None => pair.lock_index + 1,
+                Some(holder) if holder == session => pair.lock_index,
+                Some(_) => return false,
+            },
+        };
+        self.put(at, wanted, Some(session), lock_index, touched);
+        true
+    }
+
+    /// Whether the session held the key.
+    pub(crate) fn release(&mut self, at: ModifyIndex, wanted: &KvPair, session: Uuid, touched: &mut Touched) -> bool {
+        let Some(pair) = self.pair(&wanted.key).filter(|pair| pair.session == Some(session)) else {
+            return false;
+        };
+        let lock_index = pair.lock_index;
+        self.put(at, wanted, None, lock_index, touched);
+        true
+    }
+
+    /// Whether the key is gone now.
+    pub(crate) fn delete_cas(
+        &mut self,
+        at: ModifyIndex,
+        key: &str,
+        expected: ModifyIndex,
+        touched: &mut Touched,
+    ) -> bool {
+        let Some(pair) = self.pair(key) else {
+            return true;
+        };
+        let held = pair.modify_index == expected;
+        if held {
+            self.delete(at, key, touched);
+        }
+        held
+    }
+
+    /// Takes from an ended session what it held: the keys.
+    pub(crate) fn take_from(&mut self, at: ModifyIndex, session: &Session, touched: &mut Touched) -> Vec<Arc<str>> {
+        let held: Vec<Arc<str>> = self.held_by(session.id).cloned().collect();
+        for key in &held {
+            match session.behavior {
+                SessionBehavior::Delete => self.delete(at, key, touched),
+                SessionBehavior::Release => {
+                    let pair = self.pairs[key].clone();
+                    self.put(at, &pair, None, pair.lock_index, touched);
+                }
+            }
+        }
+        held
+    }
+
+    fn held_by(&self, session: Uuid) -> impl Iterator<Item = &Arc<str>> + '_ {
+        let first: Arc<str> = Arc::from("");
+        self.held
+            .range((session, first)..)
+            .take_while(move |(holder, _)| *holder == session)
+            .map(|(_, key)| key)
+    }
+
+    /// Writes a pair under its key; value, flags, holder and count as given.
+    fn put(&mut self, at: ModifyIndex, wanted: &KvPair, session: Option<Uuid>, lock_index: u64, touched: &mut Touched) {
         let mut pair = KvPair {
-            session: None,
-            // Consul 1.8.7: a plain write keeps the lock's holder but forgets its count.
-            lock_index: 0,
+            session,
+            lock_index,
             create_index: at,
             modify_index: at,
             ..wanted.clone()
         };
-        if let Some(existing) = self.pairs.get(wanted.key.as_str()) {
-            pair.session = existing.session;
+        let existing = self.pairs.get_key_value(wanted.key.as_str());
+        if let Some((_, existing)) = existing {
             pair.create_index = existing.create_index;
             // A write that changes nothing moves no index, and so wakes nobody.
             pair.modify_index = existing.modify_index;
@@ -120,15 +204,31 @@ impl KvTable {
             }
             pair.modify_index = at;
         }
-        let key: Arc<str> = Arc::from(wanted.key.as_str());
+        let key: Arc<str> = existing.map_or_else(|| Arc::from(wanted.key.as_str()), |(key, _)| key.clone());
+        let holder = existing.and_then(|(_, existing)| existing.session);
+        if holder != session {
+            self.held.extend(session.map(|session| (session, key.clone())));
+            if let Some(holder) = holder {
+                self.held.remove(&(holder, key.clone()));
+            }
+        }
         self.forget_key_tombstone(&key);
         self.pairs.insert(key, Arc::new(pair));
         self.index = at;
         touched.insert(Topic::Key(wanted.key.clone()));
     }
 
-    fn delete(&mut self, at: ModifyIndex, key: &str, touched: &mut Touched) {
-        let Some((key, _)) = self.pairs.remove_with_key(key) else {
+    /// Takes a pair out, and its lock with it.
+    fn remove_pair(&mut self, key: &str) -> Option<Arc<str>> {
+        let (key, pair) = self.pairs.remove_with_key(key)?;
+        if let Some(holder) = pair.session {
+            self.held.remove(&(holder, key.clone()));
+        }
+        Some(key)
+    }
+
+    pub(crate) fn delete(&mut self, at: ModifyIndex, key: &str, touched: &mut Touched) {
+        let Some(key) = self.remove_pair(key) else {
             return;
         };
         touched.insert(Topic::Key(key.to_string()));
@@ -137,7 +237,7 @@ impl KvTable {
         self.index = at;
     }
 
-    fn delete_tree(&mut self, at: ModifyIndex, prefix: &str, touched: &mut Touched) {
+    pub(crate) fn delete_tree(&mut self, at: ModifyIndex, prefix: &str, touched: &mut Touched) {
         let keys: Vec<Arc<str>> = under(&self.pairs, prefix).map(|(key, _)| key.clone()).collect();
         if keys.is_empty() {
             return;
@@ -152,7 +252,7 @@ impl KvTable {
             return;
         }
         for key in &keys {
-            self.pairs.remove(key.as_ref());
+            self.remove_pair(key);
         }
         let key_tombstones: Vec<Arc<str>> = under(&self.key_tombstones, prefix)
             .map(|(key, _)| key.clone())
@@ -200,6 +300,14 @@ impl KvTable {
                 }
             }
         }
+    }
+
+    pub(crate) fn pair(&self, key: &str) -> Option<&Arc<KvPair>> {
+        self.pairs.get(key)
+    }
+    /// Every pair under a prefix, in byte order.
+    pub(crate) fn tree<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Arc<KvPair>> {
+        under(&self.pairs, prefix).map(|(_, pair)| pair)
     }
 
     pub(crate) fn get(&self, key: &str) -> (ModifyIndex, Answer) {
@@ -281,9 +389,24 @@ impl KvTable {
     pub(crate) fn load_index(&mut self, index: ModifyIndex) {
         self.index = index;
     }
+    /// The sessions that hold a key, once for each.
+    pub(crate) fn holders(&self) -> impl Iterator<Item = &(Uuid, Arc<str>)> + '_ {
+        self.held.iter()
+    }
     /// Whether the key was new.
     pub(crate) fn load_pair(&mut self, pair: Arc<KvPair>) -> bool {
-        self.pairs.insert(Arc::from(pair.key.as_str()), pair).is_none()
+        let key: Arc<str> = Arc::from(pair.key.as_str());
+        self.held.extend(pair.session.map(|session| (session, key.clone())));
+        self.pairs.insert(key, pair).is_none()
+    }
+    pub(crate) fn hash(&self) -> u128 {
+        let tombstones = self.key_tombstones.hash().wrapping_add(self.tree_tombstones.hash());
+        self.pairs.hash().wrapping_add(tombstones)
+    }
+    pub(crate) fn recomputed_hash(&self) -> u128 {
+        let tombstones = self.key_tombstones.recomputed_hash();
+        let tombstones = tombstones.wrapping_add(self.tree_tombstones.recomputed_hash());
+        self.pairs.recomputed_hash().wrapping_add(tombstones)
     }
     /// Whether the tombstone was new.
     pub(crate) fn load_tombstone(&mut self, index: ModifyIndex, grave: Grave) -> bool {
@@ -301,7 +424,14 @@ impl KvTable {
         if self.index > last_index {
             return Err("the index of the key/value table is in the future".to_owned());
         }
+        let mut held_count = 0;
         for (key, pair) in &self.pairs {
+            if let Some(session) = pair.session {
+                held_count += 1;
+                if !self.held.contains(&(session, key.clone())) {
+                    return fail("a locked key is not filed under its holder", key);
+                }
+            }
             if pair.key != **key || key.is_empty() {
                 return fail("a key is filed under another", key);
             }
@@ -314,6 +444,9 @@ impl KvTable {
             if self.key_tombstones.contains_key(key.as_ref()) {
                 return fail("a present key has a tombstone", key);
             }
+        }
+        if held_count != self.held.len() {
+            return Err("a session holds a key that is not locked by it".to_owned());
         }
         if self.tombstones_by_age.len() != self.key_tombstones.len() + self.tree_tombstones.len() {
             return Err("tombstones by age are not the tombstones".to_owned());

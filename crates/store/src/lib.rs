@@ -7,13 +7,22 @@
 mod catalog;
 mod catalog_read;
 pub mod command;
+mod digest;
 mod kv;
 pub mod query;
 mod record;
+mod session;
 mod state;
+mod table;
 mod touched;
+pub mod transaction;
 
-pub use command::{Command, CommandError, KvCommand, Outcome};
+pub use command::{Command, CommandError, KvCommand, Outcome, SessionCommand};
 pub use query::{AddressOwner, Answer, Consistency, Evaluation, Instance, NodeView, Query, Topic, fold};
 pub use record::{Record, RecordError, StoreBuilder};
+pub use session::{LockDelay, SessionChange};
 pub use state::{Applied, ClusterName, Store};
+pub use transaction::{
+    CatalogVerb, CheckOperation, KvOperation, KvVerb, NodeOperation, Operation, OperationError, OperationFault,
+    OperationResult, ServiceOperation, TransactionReply,
+};

@@ -1,6 +1,7 @@
 //! Reads as values: what is asked, what is answered, and what a waiting reader watches.
 
-use quorate_types::{Check, CheckStatus, KvPair, ModifyIndex, Node, Service};
+use crate::transaction::{Operation, TransactionReply};
+use quorate_types::{Check, CheckStatus, KvPair, ModifyIndex, Node, Service, Session, Uuid};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -57,6 +58,20 @@ pub enum Query {
         prefix: String,
         separator: String,
     },
+    /// One session, if it lasts.
+    Session {
+        id: Uuid,
+    },
+    /// Every session, by id.
+    Sessions,
+    /// The sessions of one node, by id.
+    NodeSessions {
+        node: String,
+    },
+    /// Operations that read, all of one state.
+    Transaction {
+        operations: Vec<Operation>,
+    },
 }
 
 /// One instance of a service with what decides its health.
@@ -108,6 +123,8 @@ pub enum Answer {
     Kv(Option<Arc<KvPair>>),
     KvList(Vec<Arc<KvPair>>),
     KvKeys(Vec<String>),
+    Sessions(Vec<Arc<Session>>),
+    Transaction(TransactionReply),
 }
 
 /// An answer with the index that the contract gives its read (`X-Consul-Index`), never 0.
@@ -140,6 +157,13 @@ pub enum Topic {
     KeyPrefix(String),
     /// The whole state was replaced: wakes everyone.
     Everything,
+    /// Any session.
+    Sessions,
+    Session(Uuid),
+    /// The sessions of one node; the name in lower case.
+    NodeSessions(String),
+    /// A lock-delay began or ended. In no answer: a leader times them.
+    LockDelays,
 }
 
 /// A name as it is compared: names of nodes, services and tags compare without case (Consul 1.8.7).
@@ -153,6 +177,9 @@ impl Topic {
     }
     pub fn service(name: &str) -> Self {
         Self::Service(fold(name))
+    }
+    pub fn sessions_of(node: &str) -> Self {
+        Self::NodeSessions(fold(node))
     }
 
     /// Whether a reader that watches `self` must wake when `touched` was touched.
@@ -253,6 +280,11 @@ mod tests {
             Topic::node("a"),
             Topic::service("a"),
             Topic::ServiceGone,
+            Topic::Sessions,
+            Topic::Session(Uuid::from_random_bytes([1; 16])),
+            Topic::Session(Uuid::from_random_bytes([2; 16])),
+            Topic::sessions_of("a"),
+            Topic::LockDelays,
         ];
         for watched in &topics {
             for touched in &topics {

@@ -6,8 +6,9 @@
 
 use crate::catalog::TableIndexes;
 use crate::kv::Grave;
+use crate::session::LockDelay;
 use crate::state::{ClusterName, Store};
-use quorate_types::{Check, KvPair, LogIndex, ModifyIndex, Node, Service};
+use quorate_types::{Check, KvPair, LogIndex, ModifyIndex, Node, Service, Session};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use thiserror::Error;
@@ -49,6 +50,15 @@ pub enum Record {
     TreeTombstone {
         prefix: String,
         index: ModifyIndex,
+    },
+    /// The last session that was created or ended. Absent while there never was one.
+    SessionIndex {
+        index: ModifyIndex,
+    },
+    Session(Arc<Session>),
+    LockDelay {
+        key: String,
+        delay: LockDelay,
     },
 }
 
@@ -113,6 +123,13 @@ impl Store {
                 index: *index,
             },
         });
+        let session_index = Some(self.sessions.index()).filter(|index| *index > ModifyIndex::ZERO);
+        let session_index = session_index.map(|index| Record::SessionIndex { index });
+        let sessions = self.sessions.sessions().cloned().map(Record::Session);
+        let lock_delays = self.sessions.lock_delays().map(|(key, delay)| Record::LockDelay {
+            key: key.to_string(),
+            delay: *delay,
+        });
         first
             .into_iter()
             .chain(nodes)
@@ -121,6 +138,9 @@ impl Store {
             .chain(service_indexes)
             .chain(pairs)
             .chain(tombstones)
+            .chain(session_index)
+            .chain(sessions)
+            .chain(lock_delays)
     }
 
     /// The state that these records are.
@@ -185,6 +205,12 @@ impl StoreBuilder {
             Record::Kv(pair) => store.kv.load_pair(pair),
             Record::KeyTombstone { key, index } => store.kv.load_tombstone(index, Grave::Key(key.into())),
             Record::TreeTombstone { prefix, index } => store.kv.load_tombstone(index, Grave::Tree(prefix.into())),
+            Record::SessionIndex { index } => {
+                store.sessions.load_index(index);
+                true
+            }
+            Record::Session(session) => store.sessions.load(session),
+            Record::LockDelay { key, delay } => store.sessions.load_lock_delay(&key, delay),
         };
         if is_placed {
             Ok(())

@@ -6,13 +6,15 @@
 //! Not here: clocks, configuration, the log itself, who waits for which topic.
 
 use crate::catalog::Catalog;
-use crate::command::{Command, CommandError, Outcome};
+use crate::command::{Command, CommandError, KvCommand, Outcome, SessionCommand};
+use crate::digest::hash_of;
 use crate::kv::KvTable;
-use crate::query::{Evaluation, Query, Topic, fold};
-use crate::touched::Touched;
-use quorate_types::{LogIndex, ModifyIndex, Uuid, WallTime};
+use crate::query::{Answer, Evaluation, Query, Topic, fold};
+use crate::session::{SessionChange, SessionTable};
+use crate::touched::{Lost, Touched};
+use quorate_types::{CheckStatus, LogIndex, ModifyIndex, Session, Uuid, WallTime};
 use serde::{Deserialize, Serialize};
-use std::fmt::{self, Write};
+use std::collections::BTreeSet;
 
 /// The cluster's identity, and when it was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +32,7 @@ pub struct Store {
     pub(crate) cluster: Option<ClusterName>,
     pub(crate) catalog: Catalog,
     pub(crate) kv: KvTable,
+    pub(crate) sessions: SessionTable,
 }
 
 /// What applying a command came to.
@@ -73,9 +76,17 @@ impl Store {
         };
         match command {
             Command::Barrier => Outcome::Done,
-            Command::Register(registration) => done(self.catalog.register(at, registration, touched)),
-            Command::Deregister(deregistration) => done(self.catalog.deregister(at, deregistration, touched)),
-            Command::Kv(command) => self.kv.apply(at, command, touched),
+            Command::Register(registration) => {
+                let result = self.catalog.register(at, registration, touched);
+                self.end_lost_sessions(at, touched);
+                done(result)
+            }
+            Command::Deregister(deregistration) => {
+                let result = self.catalog.deregister(at, deregistration, touched);
+                self.end_lost_sessions(at, touched);
+                done(result)
+            }
+            Command::Kv(command) => self.apply_kv(at, command, touched),
             Command::CollectTombstones { up_to } => {
                 self.kv.collect_tombstones(*up_to, touched);
                 Outcome::Done
@@ -85,7 +96,92 @@ impl Store {
                 let name = self.cluster.get_or_insert(ClusterName { id: *id, at: *at });
                 Outcome::Decided(name.id == *id)
             }
+            Command::Session(SessionCommand::Create(session)) => done(self.create_session(at, session, touched)),
+            Command::Session(SessionCommand::Destroy { id }) => {
+                self.end_session(at, *id, touched);
+                Outcome::Done
+            }
+            Command::Session(SessionCommand::EndLockDelays { delays }) => {
+                for (key, since) in delays {
+                    self.sessions.end_lock_delay(key, *since, touched);
+                }
+                Outcome::Done
+            }
+            Command::Transaction(operations) => match self.transact(at, operations, touched) {
+                Ok(reply) => Outcome::Transaction(reply),
+                Err(error) => Outcome::Refused(error),
+            },
         }
+    }
+
+    /// A key in its lock-delay is acquired by nobody, and whether the session exists is not looked at then (Consul 1.8.7).
+    pub(crate) fn apply_kv(&mut self, at: ModifyIndex, command: &KvCommand, touched: &mut Touched) -> Outcome {
+        if let KvCommand::Acquire { pair, session } = command
+            && !pair.key.is_empty()
+        {
+            if self.sessions.is_delayed(&pair.key) {
+                return Outcome::Decided(false);
+            }
+            if !self.sessions.contains(*session) {
+                return Outcome::Refused(CommandError::SessionUnknown { id: *session });
+            }
+        }
+        self.kv.apply(at, command, touched)
+    }
+
+    fn create_session(
+        &mut self,
+        at: ModifyIndex,
+        session: &Session,
+        touched: &mut Touched,
+    ) -> Result<(), CommandError> {
+        if session.node.is_empty() {
+            return Err(CommandError::SessionNodeMissing);
+        }
+        let key = fold(&session.node);
+        let Some(node) = self.catalog.nodes.get(key.as_str()) else {
+            return Err(CommandError::NodeNotRegistered);
+        };
+        for id in session.checks() {
+            let check = id.to_owned();
+            match self.catalog.checks.get(&(key.as_str(), id)).map(|check| check.status) {
+                None => return Err(CommandError::CheckNotRegistered { check }),
+                Some(CheckStatus::Critical) => return Err(CommandError::CheckCritical { check }),
+                Some(CheckStatus::Passing | CheckStatus::Warning) => {}
+            }
+        }
+        self.sessions.create(at, session, &node.name, touched)
+    }
+
+    /// Ends a session, if there is one: its keys are released or deleted, and rest for its lock-delay.
+    fn end_session(&mut self, at: ModifyIndex, id: Uuid, touched: &mut Touched) {
+        let Some(session) = self.sessions.end(at, id, touched) else {
+            return;
+        };
+        for key in self.kv.take_from(at, &session, touched) {
+            self.sessions.delay_lock(at, key, session.lock_delay, touched);
+        }
+    }
+
+    /// Ends the sessions whose nodes or checks the catalog has just lost.
+    pub(crate) fn end_lost_sessions(&mut self, at: ModifyIndex, touched: &mut Touched) {
+        let Lost { nodes, checks } = touched.take_lost();
+        let mut lost: BTreeSet<Uuid> = BTreeSet::new();
+        for node in &nodes {
+            lost.extend(self.sessions.of_node(node));
+        }
+        for (node, check) in &checks {
+            lost.extend(self.sessions.of_check(node, check));
+        }
+        for id in lost {
+            self.end_session(at, id, touched);
+        }
+    }
+
+    /// What became of sessions and lock-delays since an earlier state. Costs in proportion to that, when this state was
+    /// made of the earlier one.
+    pub fn session_changes_since(&self, before: &Self) -> Vec<SessionChange> {
+        self.sessions.changes_since(&before.sessions)
     }
 
     /// The answer as of now, with the index that the contract gives this read.
@@ -107,6 +203,13 @@ impl Store {
             Query::KvGet { key } => self.kv.get(key),
             Query::KvList { prefix } => self.kv.list(prefix),
             Query::KvKeys { prefix, separator } => self.kv.keys(prefix, separator),
+            Query::Session { id } => self.sessions.read(*id),
+            Query::Sessions => self.sessions.read_all(),
+            Query::NodeSessions { node } => self.sessions.read_of_node(node),
+            Query::Transaction { operations } => (
+                self.last_index(),
+                Answer::Transaction(self.read_transaction(operations)),
+            ),
         };
         Evaluation {
             index: index.max(ModifyIndex(1)),
@@ -117,8 +220,9 @@ impl Store {
     /// What a reader of this query watches until it evaluates again, on a newer state: whenever the index of its
     /// evaluation has changed, one of these was touched.
     ///
-    /// But for one: the index of an absent key is that of the whole table, and its reader watches the key alone, because
-    /// it keeps waiting until the key exists (Consul since 1.12). The topics depend on the state, as whether a service or
+    /// But for two: the index of an absent key is that of the whole table, and its reader watches the key alone, because
+    /// it keeps waiting until the key exists (Consul since 1.12); and the index of sessions is that of all sessions, where
+    /// their reader watches those in its answer (as Consul's does). The topics depend on the state, as whether a service or
     /// anything under a prefix exists decides which index is reported: take them from the state that was evaluated.
     pub fn topics(&self, query: &Query) -> Vec<Topic> {
         // Metadata of nodes may change an answer without touching the table it comes from.
@@ -159,6 +263,12 @@ impl Store {
                 };
                 vec![Topic::KeyPrefix(watched.to_owned())]
             }
+            // Their index is that of all sessions, but only their own answer is news to who waits for it.
+            Query::Session { id } => vec![Topic::Session(*id)],
+            Query::Sessions => vec![Topic::Sessions],
+            Query::NodeSessions { node } => vec![Topic::sessions_of(node)],
+            // Nobody waits for a transaction; who does is woken by the next restore.
+            Query::Transaction { .. } => vec![],
         }
     }
 
@@ -179,7 +289,30 @@ impl Store {
     /// The first broken invariant, in words.
     pub(crate) fn verify(&self) -> Result<(), String> {
         self.catalog.verify(self.last_index())?;
-        self.kv.verify(self.last_index())
+        self.kv.verify(self.last_index())?;
+        self.sessions.verify(self.last_index())?;
+        for session in self.sessions.sessions() {
+            let node = fold(&session.node);
+            if !self.catalog.nodes.contains_key(node.as_str()) {
+                return Err(format!("a session outlived its node: {}", session.id));
+            }
+            let status = |id| self.catalog.checks.get(&(node.as_str(), id)).map(|check| check.status);
+            if session
+                .checks()
+                .any(|id| status(id).is_none_or(|status| status == CheckStatus::Critical))
+            {
+                return Err(format!("a session outlived a check: {}", session.id));
+            }
+        }
+        for (holder, key) in self.kv.holders() {
+            if !self.sessions.contains(*holder) {
+                return Err(format!("a key is held by no session: {key:?}"));
+            }
+            if self.sessions.is_delayed(key) {
+                return Err(format!("a key was acquired in its lock-delay: {key:?}"));
+            }
+        }
+        Ok(())
     }
 
     /// Asserts every invariant of the state. Costs in proportion to it.
@@ -187,23 +320,30 @@ impl Store {
         if let Err(broken) = self.verify() {
             panic!("the replicated state is broken: {broken}");
         }
+        assert_eq!(
+            self.tables_hash(),
+            self.recomputed_tables_hash(),
+            "the hash of the state is kept"
+        );
     }
 
-    /// A digest of the whole state (FNV-1a over its records), to compare servers that run the same build.
+    fn tables_hash(&self) -> u128 {
+        [self.kv.hash(), self.sessions.hash()]
+            .into_iter()
+            .fold(self.catalog.hash(), u128::wrapping_add)
+    }
+    fn recomputed_tables_hash(&self) -> u128 {
+        [self.kv.recomputed_hash(), self.sessions.recomputed_hash()]
+            .into_iter()
+            .fold(self.catalog.recomputed_hash(), u128::wrapping_add)
+    }
+
+    /// A digest of the whole state, to compare servers that applied the same log: equal states have equal ones, however
+    /// they were reached. Kept along with the changes, so that asking costs nothing.
     pub fn hash(&self) -> u64 {
-        struct Fnv(u64);
-        impl Write for Fnv {
-            fn write_str(&mut self, text: &str) -> fmt::Result {
-                for byte in text.bytes() {
-                    self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-                }
-                Ok(())
-            }
-        }
-        let mut digest = Fnv(0xcbf2_9ce4_8422_2325);
-        for record in self.records() {
-            write!(digest, "{record:?};").expect("a digest takes all it is given");
-        }
-        digest.0
+        let indexes = (self.catalog.indexes, self.kv.index(), self.sessions.index());
+        let head = (self.last_log_index, self.offset, &self.cluster, indexes);
+        let hash = hash_of(&(head, self.tables_hash()));
+        (hash >> 64) as u64 ^ hash as u64
     }
 }

@@ -1,11 +1,13 @@
 //! What a command touched, gathered while it applies.
 //!
-//! In: topics, in any order and with repeats. Out: a sorted list without repeats.
+//! In: topics, in any order and with repeats. Out: a sorted list without repeats. And what the catalog lost, which ends the
+//! sessions that depend on it.
 //! Promises: the list covers every topic put in; at most [`KEY_TOPIC_COUNT_MAX`] of it name keys or prefixes (beyond
 //! that, one topic stands for all keys), so that one large transaction does not make a wake-up of unbounded size.
 
 use crate::query::Topic;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Above this, waking every reader of keys costs less than telling them apart.
 pub(crate) const KEY_TOPIC_COUNT_MAX: usize = 4096;
@@ -15,6 +17,15 @@ pub(crate) struct Touched {
     topics: BTreeSet<Topic>,
     keys: BTreeSet<Topic>,
     every_key: bool,
+    lost: Lost,
+}
+
+/// What sessions depend on and the catalog has no more. Names of nodes are folded.
+#[derive(Debug, Default)]
+pub(crate) struct Lost {
+    pub(crate) nodes: BTreeSet<Arc<str>>,
+    /// Checks that turned critical or are gone, each with its node.
+    pub(crate) checks: BTreeSet<(Arc<str>, String)>,
 }
 
 impl Touched {
@@ -31,6 +42,24 @@ impl Touched {
             topic => {
                 self.topics.insert(topic);
             }
+        }
+    }
+
+    pub(crate) fn lose_node(&mut self, node: &Arc<str>) {
+        self.lost.nodes.insert(node.clone());
+    }
+    pub(crate) fn lose_check(&mut self, node: &Arc<str>, check: &str) {
+        self.lost.checks.insert((node.clone(), check.to_owned()));
+    }
+    /// What was lost since this was asked last.
+    pub(crate) fn take_lost(&mut self) -> Lost {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// Adds all that another list holds. Nothing in that was lost that was not taken.
+    pub(crate) fn absorb(&mut self, other: Self) {
+        for topic in other.topics.into_iter().chain(other.keys) {
+            self.insert(topic);
         }
     }
 

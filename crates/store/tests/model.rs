@@ -5,16 +5,20 @@
 //! the same store again.
 
 use proptest::prelude::*;
+use quorate_store::transaction::{RecordKind, RecordName};
 use quorate_store::{
-    AddressOwner, Answer, Command, CommandError, Evaluation, Instance, KvCommand, NodeView, Outcome, Query, Record,
-    Store, Topic,
+    AddressOwner, Answer, CatalogVerb, CheckOperation, Command, CommandError, Evaluation, Instance, KvCommand,
+    KvOperation, KvVerb, LockDelay, NodeOperation, NodeView, Operation, OperationError, OperationFault,
+    OperationResult, Outcome, Query, Record, ServiceOperation, SessionChange, SessionCommand, Store, Topic,
+    TransactionReply,
 };
 use quorate_types::{
-    Check, CheckStatus, Deregistration, KvPair, LogIndex, ModifyIndex, Node, NodeId, Registration, Service, Uuid,
-    WallTime,
+    Check, CheckStatus, Deregistration, KvPair, LogIndex, ModifyIndex, Node, NodeId, Registration, Service, Session,
+    SessionBehavior, Uuid, WallTime,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 type OnNode = (String, String);
 
@@ -26,6 +30,8 @@ struct Tables {
     pairs: BTreeMap<String, KvPair>,
     /// Deletions, never merged: of a key (`false`) or of a tree (`true`).
     deletions: Vec<(u64, bool, String)>,
+    sessions: BTreeMap<Uuid, Session>,
+    delays: BTreeMap<String, LockDelay>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -36,6 +42,7 @@ struct Model {
     checks: u64,
     gone: u64,
     pairs: u64,
+    sessions: u64,
     by_service: BTreeMap<String, u64>,
 }
 
@@ -177,13 +184,97 @@ impl Tables {
         Ok(())
     }
 
-    fn set(&mut self, pair: &KvPair) {
+    fn lock_of(&self, key: &str) -> (Option<Uuid>, u64) {
+        self.pairs
+            .get(key)
+            .map_or((None, 0), |pair| (pair.session, pair.lock_index))
+    }
+
+    fn put(&mut self, pair: &KvPair, session: Option<Uuid>, lock_index: u64) {
         let mut pair = pair.clone();
-        (pair.session, pair.lock_index) = (None, 0);
-        if let Some(existing) = self.pairs.get(&pair.key) {
-            pair.session = existing.session;
-        }
+        (pair.session, pair.lock_index) = (session, lock_index);
         self.pairs.insert(pair.key.clone(), pair);
+    }
+
+    fn set(&mut self, pair: &KvPair) {
+        let (holder, _) = self.lock_of(&pair.key);
+        self.put(pair, holder, 0);
+    }
+
+    /// Whether a session may last, by the state alone.
+    fn is_carried(&self, session: &Session) -> Result<(), CommandError> {
+        let node = lower(&session.node);
+        if !self.nodes.contains_key(&node) {
+            return Err(CommandError::NodeNotRegistered);
+        }
+        for id in session.node_checks.iter().chain(&session.service_checks) {
+            let check = id.clone();
+            match self.checks.get(&(node.clone(), check.clone())) {
+                None => return Err(CommandError::CheckNotRegistered { check }),
+                Some(found) if found.status == CheckStatus::Critical => {
+                    return Err(CommandError::CheckCritical { check });
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn session(&mut self, at: u64, command: &SessionCommand) -> Result<(), CommandError> {
+        match command {
+            SessionCommand::Create(session) => {
+                self.is_carried(session)?;
+                if self.sessions.contains_key(&session.id) {
+                    return Err(CommandError::SessionIdTaken { id: session.id });
+                }
+                let session = Session {
+                    node: self.nodes[&lower(&session.node)].name.clone(),
+                    create_index: ModifyIndex(at),
+                    modify_index: ModifyIndex(at),
+                    ..session.clone()
+                };
+                self.sessions.insert(session.id, session);
+            }
+            SessionCommand::Destroy { id } => self.end(at, *id),
+            SessionCommand::EndLockDelays { delays } => {
+                for (key, since) in delays {
+                    if self.delays.get(key).is_some_and(|delay| delay.since == *since) {
+                        self.delays.remove(key);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, at: u64, id: Uuid) {
+        let Some(session) = self.sessions.remove(&id) else {
+            return;
+        };
+        let held = self.pairs.values().filter(|pair| pair.session == Some(id));
+        let held: Vec<KvPair> = held.cloned().collect();
+        for pair in held {
+            match session.behavior {
+                SessionBehavior::Release => self.put(&pair, None, pair.lock_index),
+                SessionBehavior::Delete => self.delete(at, &pair.key),
+            }
+            let since = ModifyIndex(at);
+            let delay = session.lock_delay;
+            if delay > Duration::ZERO {
+                self.delays.insert(pair.key, LockDelay { since, delay });
+            }
+        }
+    }
+
+    fn end_those_not_carried(&mut self, at: u64) {
+        let lost = self
+            .sessions
+            .values()
+            .filter(|session| self.is_carried(session).is_err());
+        let lost: Vec<Uuid> = lost.map(|session| session.id).collect();
+        for id in lost {
+            self.end(at, id);
+        }
     }
 
     fn delete(&mut self, at: u64, key: &str) {
@@ -195,6 +286,14 @@ impl Tables {
     fn kv(&mut self, at: u64, command: &KvCommand) -> Outcome {
         let (KvCommand::Set(KvPair { key, .. })
         | KvCommand::Cas {
+            pair: KvPair { key, .. },
+            ..
+        }
+        | KvCommand::Acquire {
+            pair: KvPair { key, .. },
+            ..
+        }
+        | KvCommand::Release {
             pair: KvPair { key, .. },
             ..
         }
@@ -222,6 +321,29 @@ impl Tables {
                 }
                 return Outcome::Decided(held);
             }
+            KvCommand::Acquire { pair, session } => {
+                if self.delays.contains_key(key) {
+                    return Outcome::Decided(false);
+                }
+                if !self.sessions.contains_key(session) {
+                    return Outcome::Refused(CommandError::SessionUnknown { id: *session });
+                }
+                let (holder, count) = self.lock_of(key);
+                let may = holder.is_none() || holder == Some(*session);
+                if may {
+                    let count = if holder.is_none() { count + 1 } else { count };
+                    self.put(pair, Some(*session), count);
+                }
+                return Outcome::Decided(may);
+            }
+            KvCommand::Release { pair, session } => {
+                let (holder, count) = self.lock_of(key);
+                let may = holder == Some(*session);
+                if may {
+                    self.put(pair, None, count);
+                }
+                return Outcome::Decided(may);
+            }
             KvCommand::DeleteTree { prefix } => {
                 let count = self.pairs.len();
                 self.pairs.retain(|key, _| !key.starts_with(prefix.as_str()));
@@ -239,8 +361,12 @@ impl Tables {
 
 impl Model {
     fn apply(&mut self, at: u64, command: &Command) -> Outcome {
-        if let Command::Batch(commands) = command {
-            return Outcome::Batch(commands.iter().map(|command| self.apply(at, command)).collect());
+        match command {
+            Command::Batch(commands) => {
+                return Outcome::Batch(commands.iter().map(|command| self.apply(at, command)).collect());
+            }
+            Command::Transaction(operations) => return Outcome::Transaction(self.transact(at, operations)),
+            _ => {}
         }
         let mut before = self.tables.clone();
         let done = |result: Result<(), CommandError>| result.map_or_else(Outcome::Refused, |()| Outcome::Done);
@@ -264,11 +390,13 @@ impl Model {
                 self.tables.deletions.retain(|(index, ..)| *index > up_to.0);
                 Outcome::Done
             }
-            Command::Batch(_) | Command::NameCluster { .. } => panic!("not generated"),
+            Command::Session(command) => done(self.tables.session(at, command)),
+            _ => panic!("not generated"),
         };
         if matches!(outcome, Outcome::Refused(_)) {
             self.tables = before;
         } else {
+            self.tables.end_those_not_carried(at);
             self.stamp(at, &before);
         }
         outcome
@@ -322,6 +450,9 @@ impl Model {
         if *nodes != before.nodes {
             self.nodes = at;
         }
+        if self.tables.sessions != before.sessions {
+            self.sessions = at;
+        }
         for name in before.names().union(&self.tables.names()) {
             let instances = self.tables.instances(name);
             if instances.is_empty() {
@@ -330,6 +461,271 @@ impl Model {
             } else if instances != before.instances(name) {
                 self.by_service.insert(name.clone(), at);
             }
+        }
+    }
+
+    fn transact(&mut self, at: u64, operations: &[Operation]) -> TransactionReply {
+        let mut reply = TransactionReply::default();
+        let saved = self.clone();
+        for is_first_look in [true, false] {
+            for (position, operation) in (0..).zip(operations) {
+                let done = match is_first_look {
+                    true => self.preview(operation).map(|()| vec![]),
+                    false => self.operate(at, operation),
+                };
+                match done {
+                    Ok(results) => reply.results.extend(results),
+                    Err(fault) => reply.errors.push(OperationError { position, fault }),
+                }
+            }
+            if !reply.errors.is_empty() {
+                *self = saved;
+                reply.results.clear();
+                break;
+            }
+        }
+        reply
+    }
+
+    fn preview(&self, operation: &Operation) -> Result<(), OperationFault> {
+        match operation {
+            Operation::Kv(KvOperation { verb, key, .. }) => {
+                let is_tree = matches!(verb, KvVerb::GetTree | KvVerb::DeleteTree);
+                if key.is_empty() && !is_tree {
+                    return Err(OperationFault::Command(CommandError::KeyMissing));
+                }
+                if *verb == KvVerb::Lock && self.tables.delays.contains_key(key) {
+                    return Err(OperationFault::LockDelayed { key: key.clone() });
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn operate(&mut self, at: u64, operation: &Operation) -> Result<Vec<OperationResult>, OperationFault> {
+        let register = |model: &mut Self, registration: Registration| match model
+            .apply(at, &Command::Register(Box::new(registration)))
+        {
+            Outcome::Refused(err) => Err(OperationFault::Command(err)),
+            _ => Ok(()),
+        };
+        let deregister = |model: &mut Self, node: &str, service_id: &str, check_id: &str| {
+            let deregistration = Deregistration {
+                node: node.into(),
+                service_id: service_id.into(),
+                check_id: check_id.into(),
+                only_node_id: None,
+            };
+            model.apply(at, &Command::Deregister(deregistration));
+        };
+        let stale = |verb: &CatalogVerb, current: u64, expected: ModifyIndex, what: &RecordName| match verb {
+            CatalogVerb::Cas if current != expected.0 => Err(OperationFault::RecordSetStale { what: what.clone() }),
+            CatalogVerb::DeleteCas if current == 0 || current != expected.0 => {
+                Err(OperationFault::RecordDeleteStale { what: what.clone() })
+            }
+            _ => Ok(()),
+        };
+        let is_set = |verb: &CatalogVerb| matches!(verb, CatalogVerb::Set | CatalogVerb::Cas);
+        let is_delete = |verb: &CatalogVerb| matches!(verb, CatalogVerb::Delete | CatalogVerb::DeleteCas);
+        match operation {
+            Operation::Kv(operation) => self.operate_kv(at, operation),
+            Operation::Node(NodeOperation { verb, node }) => {
+                let what = RecordName::Node {
+                    node: node.name.clone(),
+                };
+                let current = self.tables.nodes.get(&lower(&node.name)).cloned();
+                stale(
+                    verb,
+                    current.map_or(0, |node| node.modify_index.0),
+                    node.modify_index,
+                    &what,
+                )?;
+                if is_set(verb) {
+                    let registration = Registration {
+                        node: node.name.clone(),
+                        address: node.address.clone(),
+                        ..Registration::default()
+                    };
+                    register(self, registration)?;
+                }
+                if is_delete(verb) {
+                    deregister(self, &node.name, "", "");
+                    return Ok(vec![]);
+                }
+                match self.tables.nodes.get(&lower(&node.name)) {
+                    Some(node) => Ok(vec![OperationResult::Node(Arc::new(node.clone()))]),
+                    None => Err(OperationFault::RecordAbsent { what }),
+                }
+            }
+            Operation::Service(ServiceOperation { verb, node, service }) => {
+                let what = RecordName::Service {
+                    id: service.id.clone(),
+                    node: node.clone(),
+                };
+                let place = (lower(node), service.id.clone());
+                let current = self.tables.services.get(&place);
+                let current = current.map_or(0, |service| service.modify_index.0);
+                stale(verb, current, service.modify_index, &what)?;
+                if is_set(verb) {
+                    if !self.tables.nodes.contains_key(&place.0) {
+                        return Err(OperationFault::Command(CommandError::NodeNotRegistered));
+                    }
+                    let service = Service {
+                        create_index: ModifyIndex::ZERO,
+                        modify_index: ModifyIndex::ZERO,
+                        ..(**service).clone()
+                    };
+                    let registration = Registration {
+                        node: node.clone(),
+                        service: Some(service),
+                        skip_node_update: true,
+                        ..Registration::default()
+                    };
+                    register(self, registration)?;
+                }
+                if is_delete(verb) {
+                    deregister(self, node, &service.id, "");
+                    return Ok(vec![]);
+                }
+                match self.tables.services.get(&place) {
+                    Some(service) => Ok(vec![OperationResult::Service(Arc::new(service.clone()))]),
+                    None => Err(OperationFault::RecordAbsent { what }),
+                }
+            }
+            Operation::Check(CheckOperation { verb, check }) => {
+                let what = RecordName::Check {
+                    id: check.check_id.clone(),
+                    node: check.node.clone(),
+                };
+                let place = (lower(&check.node), check.check_id.clone());
+                let current = self.tables.checks.get(&place).map_or(0, |check| check.modify_index.0);
+                stale(verb, current, check.modify_index, &what)?;
+                if is_set(verb) {
+                    if !self.tables.nodes.contains_key(&place.0) {
+                        return Err(OperationFault::Command(CommandError::NodeNotRegistered));
+                    }
+                    let service = (place.0.clone(), check.service_id.clone());
+                    if !check.service_id.is_empty() && !self.tables.services.contains_key(&service) {
+                        return Err(OperationFault::ServiceNotRegistered);
+                    }
+                    let registration = Registration {
+                        node: check.node.clone(),
+                        checks: vec![(**check).clone()],
+                        skip_node_update: true,
+                        ..Registration::default()
+                    };
+                    register(self, registration)?;
+                }
+                if is_delete(verb) {
+                    deregister(self, &check.node, "", &check.check_id);
+                    return Ok(vec![]);
+                }
+                match self.tables.checks.get(&place) {
+                    Some(check) => Ok(vec![OperationResult::Check(Arc::new(check.clone()))]),
+                    None => Err(OperationFault::RecordAbsent { what }),
+                }
+            }
+        }
+    }
+
+    fn operate_kv(&mut self, at: u64, operation: &KvOperation) -> Result<Vec<OperationResult>, OperationFault> {
+        let key = operation.key.clone();
+        let pair = KvPair {
+            key: key.clone(),
+            value: operation.value.clone(),
+            flags: operation.flags,
+            ..KvPair::default()
+        };
+        let expected = operation.index;
+        let session = operation.session.parse::<Uuid>().unwrap_or(Uuid::NIL);
+        let current = self.tables.pairs.get(&key).cloned();
+        let (command, failure) = match &operation.verb {
+            KvVerb::Set => (Some(KvCommand::Set(pair)), None),
+            KvVerb::Cas => (
+                Some(KvCommand::Cas { pair, expected }),
+                Some(OperationFault::KeySetStale { key: key.clone() }),
+            ),
+            KvVerb::Lock => (
+                Some(KvCommand::Acquire { pair, session }),
+                Some(match self.tables.delays.contains_key(&key) {
+                    true => OperationFault::LockDelayed { key: key.clone() },
+                    false => OperationFault::LockHeld { key: key.clone() },
+                }),
+            ),
+            KvVerb::Unlock => (
+                Some(KvCommand::Release { pair, session }),
+                Some(OperationFault::LockNotHeld { key: key.clone() }),
+            ),
+            KvVerb::Delete => (Some(KvCommand::Delete { key: key.clone() }), None),
+            KvVerb::DeleteCas => (
+                Some(KvCommand::DeleteCas {
+                    key: key.clone(),
+                    expected,
+                }),
+                Some(OperationFault::KeyDeleteStale { key: key.clone() }),
+            ),
+            KvVerb::DeleteTree => (Some(KvCommand::DeleteTree { prefix: key.clone() }), None),
+            KvVerb::Get if current.is_none() => return Err(OperationFault::KeyAbsent { key }),
+            KvVerb::Get | KvVerb::GetOrEmpty => {
+                let empty = KvPair {
+                    key,
+                    ..KvPair::default()
+                };
+                return Ok(vec![OperationResult::Kv(Arc::new(current.unwrap_or(empty)))]);
+            }
+            KvVerb::GetTree => {
+                let pairs = self.tables.pairs.values().filter(|pair| pair.key.starts_with(&key));
+                return Ok(pairs.map(|pair| OperationResult::Kv(Arc::new(pair.clone()))).collect());
+            }
+            KvVerb::CheckNotExists => {
+                return match current {
+                    Some(_) => Err(OperationFault::KeyPresent { key }),
+                    None => Ok(vec![]),
+                };
+            }
+            KvVerb::CheckIndex => match current.map(|pair| pair.modify_index) {
+                None => return Err(OperationFault::IndexOfAbsent { key }),
+                Some(current) if current != expected => {
+                    return Err(OperationFault::IndexDiffers { key, current, expected });
+                }
+                Some(_) => (None, None),
+            },
+            KvVerb::CheckSession => {
+                let Some(pair) = current else {
+                    return Err(OperationFault::SessionOfAbsent { key });
+                };
+                let current = pair.session.map(|session| session.to_string()).unwrap_or_default();
+                if current != operation.session {
+                    return Err(OperationFault::SessionDiffers {
+                        key,
+                        current,
+                        expected: operation.session.clone(),
+                    });
+                }
+                (None, None)
+            }
+            KvVerb::Unknown(verb) => {
+                return Err(OperationFault::UnknownVerb {
+                    kind: RecordKind::Kv,
+                    verb: verb.clone(),
+                });
+            }
+        };
+        if let Some(command) = command {
+            match self.apply(at, &Command::Kv(command)) {
+                Outcome::Refused(err) => return Err(OperationFault::Command(err)),
+                Outcome::Decided(false) => return Err(failure.expect("a condition has a failure")),
+                _ => {}
+            }
+        }
+        let is_gone = matches!(operation.verb, KvVerb::Delete | KvVerb::DeleteCas | KvVerb::DeleteTree);
+        match self.tables.pairs.get(&key) {
+            Some(pair) if !is_gone => {
+                let value = vec![];
+                Ok(vec![OperationResult::Kv(Arc::new(KvPair { value, ..pair.clone() }))])
+            }
+            _ => Ok(vec![]),
         }
     }
 
@@ -449,6 +845,16 @@ impl Model {
                     .collect();
                 (self.list_index(prefix), Answer::KvKeys(cut.into_iter().collect()))
             }
+            Query::Session { .. } | Query::Sessions | Query::NodeSessions { .. } => {
+                let asked = |session: &&Session| match query {
+                    Query::Session { id } => session.id == *id,
+                    Query::NodeSessions { node } => lower(&session.node) == lower(node),
+                    _ => true,
+                };
+                let sessions = tables.sessions.values().filter(asked).cloned().map(Arc::new);
+                (self.sessions, Answer::Sessions(sessions.collect()))
+            }
+            Query::Transaction { .. } => panic!("a transaction has no index of its own"),
         };
         Evaluation {
             index: ModifyIndex(index.max(1)),
@@ -467,8 +873,13 @@ fn node_id(number: u8) -> NodeId {
     }
 }
 
+fn session_id(number: u8) -> Uuid {
+    Uuid::from_random_bytes([number * 0x21; 16])
+}
+
 fn queries() -> Vec<Query> {
-    let mut queries = Vec::new();
+    let mut queries = vec![Query::Sessions];
+    queries.extend((1..4).map(|number| Query::Session { id: session_id(number) }));
     let rack = vec![("rack".to_owned(), "1".to_owned())];
     for node_meta in [vec![], rack] {
         queries.push(Query::Nodes {
@@ -500,6 +911,7 @@ fn queries() -> Vec<Query> {
     for node in ["n1", "N2", "n3"] {
         queries.push(Query::Node { node: node.into() });
         queries.push(Query::NodeChecks { node: node.into() });
+        queries.push(Query::NodeSessions { node: node.into() });
     }
     let node = node_id(1).to_string();
     queries.push(Query::Node { node });
@@ -528,6 +940,10 @@ enum Step {
     DeleteCasCurrent(String),
     /// All but so many of the last indexes.
     Collect(u64),
+    /// The lock-delay of a key, if it has one.
+    EndDelay(String),
+    /// Index 99 stands for the current one.
+    Transaction(Vec<Operation>),
 }
 
 fn any_registration() -> impl Strategy<Value = Command> {
@@ -625,12 +1041,125 @@ fn any_kv() -> impl Strategy<Value = Command> {
         1 => (any_pair(), 0_u64..9)
             .prop_map(|(pair, expected)| KvCommand::DeleteCas { key: pair.key, expected: ModifyIndex(expected) }),
         2 => prefix.prop_map(|prefix| KvCommand::DeleteTree { prefix }),
+        4 => (any_pair(), 1_u8..4).prop_map(|(pair, id)| KvCommand::Acquire { pair, session: session_id(id) }),
+        2 => (any_pair(), 1_u8..4).prop_map(|(pair, id)| KvCommand::Release { pair, session: session_id(id) }),
     ]
     .prop_map(Command::Kv)
 }
 
+fn any_session() -> impl Strategy<Value = Command> {
+    let pick = |choices: &'static [&'static str]| proptest::sample::select(choices).prop_map(str::to_owned);
+    let checks = || {
+        let ids = vec!["serfHealth".to_owned(), "c1".to_owned(), "c2".to_owned()];
+        proptest::sample::subsequence(ids, 0..=1)
+    };
+    let behavior = prop_oneof![Just(SessionBehavior::Release), Just(SessionBehavior::Delete)];
+    let create = (
+        1_u8..4,
+        pick(&["n1", "N1", "n2", "n3"]),
+        checks(),
+        checks(),
+        behavior,
+        0_u64..2,
+    )
+        .prop_map(|(id, node, node_checks, service_checks, behavior, delay)| {
+            SessionCommand::Create(Session {
+                id: session_id(id),
+                node,
+                node_checks,
+                service_checks,
+                behavior,
+                lock_delay: Duration::from_secs(delay * 15),
+                ..Session::default()
+            })
+        });
+    prop_oneof![
+        4 => create,
+        1 => (1_u8..4).prop_map(|id| SessionCommand::Destroy { id: session_id(id) }),
+    ]
+    .prop_map(Command::Session)
+}
+
+fn any_operation() -> impl Strategy<Value = Operation> {
+    let pick = |choices: &'static [&'static str]| proptest::sample::select(choices).prop_map(str::to_owned);
+    let index = || prop_oneof![2 => Just(99), 1 => 0_u64..9].prop_map(ModifyIndex);
+    let kv_verb = prop_oneof![
+        4 => Just(KvVerb::Set),
+        4 => Just(KvVerb::GetTree),
+        3 => Just(KvVerb::GetOrEmpty),
+        3 => Just(KvVerb::Cas),
+        3 => Just(KvVerb::Lock),
+        2 => Just(KvVerb::Delete),
+        2 => Just(KvVerb::DeleteCas),
+        2 => Just(KvVerb::DeleteTree),
+        1 => Just(KvVerb::Unlock),
+        1 => Just(KvVerb::Get),
+        1 => Just(KvVerb::CheckIndex),
+        1 => Just(KvVerb::CheckSession),
+        1 => Just(KvVerb::CheckNotExists),
+        1 => Just(KvVerb::Unknown("bogus".into())),
+    ];
+    let kv = (kv_verb, any_pair(), index(), 1_u8..4).prop_map(|(verb, pair, index, id)| {
+        Operation::Kv(KvOperation {
+            verb,
+            key: pair.key,
+            value: pair.value,
+            flags: pair.flags,
+            index,
+            session: session_id(id).to_string(),
+        })
+    });
+    let verb = || {
+        prop_oneof![
+            4 => Just(CatalogVerb::Set),
+            2 => Just(CatalogVerb::Cas),
+            2 => Just(CatalogVerb::Delete),
+            1 => Just(CatalogVerb::DeleteCas),
+            1 => Just(CatalogVerb::Get),
+        ]
+    };
+    let node = || pick(&["n1", "N1", "n2", "n3"]);
+    let nodes = (verb(), node(), index()).prop_map(|(verb, name, modify_index)| {
+        let node = Node {
+            name,
+            address: "10.0.0.9".into(),
+            modify_index,
+            ..Node::default()
+        };
+        Operation::Node(NodeOperation { verb, node })
+    });
+    let services = (verb(), node(), pick(&["s1", "s2"]), pick(&["web", "db"]), index()).prop_map(
+        |(verb, node, id, name, modify_index)| {
+            let service = Service {
+                id,
+                name,
+                modify_index,
+                ..Service::default()
+            };
+            let service = Box::new(service);
+            Operation::Service(ServiceOperation { verb, node, service })
+        },
+    );
+    let status = prop_oneof![Just(CheckStatus::Passing), Just(CheckStatus::Critical)];
+    let checks = (verb(), node(), pick(&["c1", "c2"]), pick(&["", "s1"]), status, index()).prop_map(
+        |(verb, node, check_id, service_id, status, modify_index)| {
+            let check = Check {
+                node,
+                check_id,
+                service_id,
+                status,
+                modify_index,
+                ..Check::default()
+            };
+            let check = Box::new(check);
+            Operation::Check(CheckOperation { verb, check })
+        },
+    );
+    prop_oneof![6 => kv, 1 => nodes, 1 => services, 1 => checks]
+}
+
 fn any_step() -> impl Strategy<Value = Step> {
-    let single = || prop_oneof![4 => any_registration(), 2 => any_deregistration(), 4 => any_kv()];
+    let single = || prop_oneof![4 => any_registration(), 2 => any_deregistration(), 5 => any_kv(), 4 => any_session()];
     prop_oneof![
         20 => single().prop_map(Step::Plain),
         2 => proptest::collection::vec(single(), 0..4).prop_map(|commands| Step::Plain(Command::Batch(commands))),
@@ -638,6 +1167,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         2 => any_pair().prop_map(Step::CasCurrent),
         1 => any_pair().prop_map(|pair| Step::DeleteCasCurrent(pair.key)),
         1 => (0_u64..12).prop_map(Step::Collect),
+        2 => any_pair().prop_map(|pair| Step::EndDelay(pair.key)),
+        6 => proptest::collection::vec(any_operation(), 0..4).prop_map(Step::Transaction),
     ]
 }
 
@@ -662,6 +1193,57 @@ fn concrete(step: Step, model: &Model, index: u64) -> Command {
         Step::Collect(spared) => Command::CollectTombstones {
             up_to: ModifyIndex(index.saturating_sub(spared)),
         },
+        Step::EndDelay(key) => {
+            let since = model
+                .tables
+                .delays
+                .get(&key)
+                .map_or(ModifyIndex(1), |delay| delay.since);
+            let delays = vec![(key, since)];
+            Command::Session(SessionCommand::EndLockDelays { delays })
+        }
+        Step::Transaction(mut operations) => {
+            let fill = |place: &mut ModifyIndex, current: Option<ModifyIndex>| {
+                if *place == ModifyIndex(99) {
+                    *place = current.unwrap_or_default();
+                }
+            };
+            let tables = &model.tables;
+            for operation in &mut operations {
+                match operation {
+                    Operation::Kv(KvOperation { key, index, .. }) => fill(index, Some(current(key))),
+                    Operation::Node(NodeOperation { node, .. }) => {
+                        let found = tables.nodes.get(&lower(&node.name));
+                        fill(&mut node.modify_index, found.map(|found| found.modify_index));
+                    }
+                    Operation::Service(ServiceOperation { node, service, .. }) => {
+                        let found = tables.services.get(&(lower(node), service.id.clone()));
+                        fill(&mut service.modify_index, found.map(|found| found.modify_index));
+                    }
+                    Operation::Check(CheckOperation { check, .. }) => {
+                        let found = tables.checks.get(&(lower(&check.node), check.check_id.clone()));
+                        fill(&mut check.modify_index, found.map(|found| found.modify_index));
+                    }
+                }
+            }
+            Command::Transaction(operations)
+        }
+    }
+}
+
+/// Sessions and lock-delays after these changes of an earlier state.
+fn follow(
+    sessions: &mut BTreeMap<Uuid, Session>,
+    delays: &mut BTreeMap<String, LockDelay>,
+    changes: Vec<SessionChange>,
+) {
+    for change in changes {
+        match change {
+            SessionChange::Created(session) => drop(sessions.insert(session.id, (*session).clone())),
+            SessionChange::Ended(id) => drop(sessions.remove(&id)),
+            SessionChange::Delayed { key, delay } => drop(delays.insert(key.to_string(), delay)),
+            SessionChange::DelayEnded { key } => drop(delays.remove(&*key)),
+        }
     }
 }
 
@@ -688,6 +1270,7 @@ proptest! {
         let mut model = Model::default();
         // The first entries of a log are the cluster's own; and 1 is what an empty table reports.
         let mut index = 1;
+        let (mut sessions, mut delays) = (BTreeMap::new(), BTreeMap::new());
         for (gap, step) in steps {
             index += gap;
             let command = concrete(step, &model, index);
@@ -715,7 +1298,13 @@ proptest! {
                     "{:?} went back from {} after {:?}", query, old.index, command
                 );
                 let waits_for_key = matches!((&old.answer, &new.answer), (Answer::Kv(None), Answer::Kv(None)));
-                let has_news = new.answer != old.answer || new.index != old.index && !waits_for_key;
+                let is_of_some_sessions = matches!(query, Query::Session { .. } | Query::NodeSessions { .. });
+                let has_news =
+                    new.answer != old.answer || new.index != old.index && !waits_for_key && !is_of_some_sessions;
+                prop_assert!(
+                    !is_of_some_sessions || new.answer != old.answer || !wakes(&watched, &applied.touched),
+                    "{:?} was woken without news by {:?}", query, command
+                );
                 prop_assert!(
                     !has_news || wakes(&watched, &applied.touched),
                     "{:?} watched {:?}, but {:?} touched {:?}", query, watched, command, applied.touched
@@ -723,6 +1312,10 @@ proptest! {
                 prop_assert!(new.answer == old.answer || new.index > old.index || is_absent
                     || matches!(query, Query::Node { .. }), "{:?} changed behind its index by {:?}", query, command);
             }
+
+            follow(&mut sessions, &mut delays, store.session_changes_since(&before));
+            prop_assert_eq!(&sessions, &model.tables.sessions);
+            prop_assert_eq!(&delays, &model.tables.delays);
 
             let again = Store::from_records(store.records());
             let again = again.expect("the records of a store are a store");

@@ -12,6 +12,7 @@ pub mod ids;
 pub mod kv;
 pub mod limits;
 pub mod member;
+pub mod session;
 pub mod time;
 
 pub use catalog::{
@@ -22,4 +23,5 @@ pub use definition::{CheckDefinition, CheckKind, ServiceDefinition};
 pub use ids::{Incarnation, LogIndex, ModifyIndex, NodeId, Term, Uuid, UuidError};
 pub use kv::KvPair;
 pub use member::{Member, MemberStatus};
+pub use session::{Session, SessionBehavior};
 pub use time::{Instant, WallTime};

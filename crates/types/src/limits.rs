@@ -19,3 +19,13 @@ pub const BLOCKING_WAIT_DEFAULT: Duration = Duration::from_secs(300);
 pub const BLOCKING_WAIT_MAX: Duration = Duration::from_secs(600);
 /// How long a request without a known leader is held before it fails: `performance.rpc_hold_timeout`.
 pub const RPC_HOLD_TIMEOUT: Duration = Duration::from_secs(7);
+/// Time to live of a session, when it has one: Consul's `session_ttl_min` by default, and its fixed maximum.
+pub const SESSION_TTL_MIN: Duration = Duration::from_secs(10);
+pub const SESSION_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// A session that is not renewed lasts so many times its time to live: a renewal on its way is not too late.
+pub const SESSION_TTL_MULTIPLIER: u32 = 2;
+/// Lock-delay of a session that names none, and the longest one granted.
+pub const LOCK_DELAY_DEFAULT: Duration = Duration::from_secs(15);
+pub const LOCK_DELAY_MAX: Duration = Duration::from_secs(60);
+/// Operations of one transaction.
+pub const TRANSACTION_OPERATION_COUNT_MAX: usize = 128;

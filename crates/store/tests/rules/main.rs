@@ -1,4 +1,8 @@
-//! The rules of the catalog and of the key/value table, one claim a test; the contract is the oracle.
+//! The rules of the catalog, of the key/value table, of sessions and of transactions, one claim a test; the contract is the
+//! oracle.
+
+mod sessions;
+mod transactions;
 
 use quorate_store::{
     AddressOwner, Answer, Applied, Command, CommandError, KvCommand, Outcome, Query, Record, RecordError, Store, Topic,
@@ -722,42 +726,6 @@ fn an_empty_key_is_refused_but_an_empty_prefix_is_every_key() {
     bench.done(set("a", "1"));
     bench.done(delete_tree(""));
     assert!(bench.keys("", "").is_empty());
-}
-
-#[test]
-fn a_plain_write_keeps_the_holder_of_a_lock_and_resets_its_count() {
-    let session = Some(Uuid::from_random_bytes([4; 16]));
-    let locked = KvPair {
-        session,
-        lock_index: 3,
-        create_index: ModifyIndex(1),
-        modify_index: ModifyIndex(1),
-        ..pair("lock", "me")
-    };
-    let mut records: Vec<Record> = Store::new().records().collect();
-    records[0] = Record::Header {
-        last_log_index: LogIndex(1),
-        offset: 0,
-        cluster: None,
-    };
-    let Record::Indexes { kv, .. } = &mut records[1] else {
-        panic!("the tables' indexes come second")
-    };
-    *kv = ModifyIndex(1);
-    records.push(Record::Kv(locked.into()));
-    let store = Store::from_records(records).unwrap();
-    let mut bench = Bench { store, index: 1 };
-
-    bench.done(set("lock", "me"));
-    let stored = bench.pair("lock").unwrap();
-    assert_eq!(
-        (stored.session, stored.lock_index, stored.modify_index.0),
-        (session, 0, 2)
-    );
-    bench.unchanged(set("lock", "me"));
-    bench.done(delete("lock"));
-    bench.done(set("lock", "me"));
-    assert_eq!(bench.pair("lock").unwrap().session, None, "a delete ignores locks");
 }
 
 #[test]
