@@ -1,13 +1,22 @@
 //! The calls of the command line, one method each.
 
 use crate::shapes::HealthCheck;
+use crate::shapes::KeyringPool;
 use crate::shapes::RaftConfiguration;
 use crate::{Answer, CatalogNode, CatalogService, Client, ClientError, KvEntry, Member, Target};
 use bytes::Bytes;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use quorate_rt::Rt;
 use serde_json::Value;
 use std::collections::BTreeMap;
+
+/// Consul's client does not send a factor of 0.
+fn relay_text(factor: u64) -> String {
+    match factor {
+        0 => String::new(),
+        factor => factor.to_string(),
+    }
+}
 
 /// How a key is written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -190,6 +199,19 @@ impl<R: Rt> Client<R> {
     }
     pub async fn raft_configuration(&self) -> Result<RaftConfiguration, ClientError> {
         self.get_json(Target::new("/v1/operator/raft/configuration")).await
+    }
+
+    /// The gossip keys of every pool, or of this datacenter's LAN alone.
+    pub async fn keyring(&self, relay_factor: u64, local_only: bool) -> Result<Vec<KeyringPool>, ClientError> {
+        let target = Target::new("/v1/operator/keyring").query_if("relay-factor", &relay_text(relay_factor));
+        let target = target.query_if("local-only", if local_only { "true" } else { "" });
+        self.get_json(target).await
+    }
+    /// Changes every member's keyring: POST installs the key, PUT makes it the primary one, DELETE removes it.
+    pub async fn change_keyring(&self, method: Method, key: &str, relay_factor: u64) -> Result<(), ClientError> {
+        let target = Target::new("/v1/operator/keyring").query_if("relay-factor", &relay_text(relay_factor));
+        let body = serde_json::to_vec(&serde_json::json!({ "Key": key }))?;
+        self.call(method, target, body.into()).await?.ok().map(drop)
     }
 
     /// The answer, `None` for 404. As Consul's client, a failed read of keys is told without its body.

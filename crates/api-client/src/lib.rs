@@ -11,6 +11,7 @@ pub mod shapes;
 pub mod target;
 
 pub use address::{Address, AddressError};
+pub use http::Method;
 pub use shapes::{CatalogNode, CatalogService, KvEntry, Member};
 pub use target::Target;
 

@@ -136,6 +136,25 @@ pub struct RaftServer {
     pub voter: bool,
 }
 
+/// One pool of `operator/keyring`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct KeyringPool {
+    #[serde(rename = "WAN")]
+    pub wan: bool,
+    pub datacenter: String,
+    #[serde(default)]
+    pub segment: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub messages: BTreeMap<String, String>,
+    /// Keys in base64, with how many members have them.
+    #[serde(default, deserialize_with = "or_default")]
+    pub keys: BTreeMap<String, u64>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub primary_keys: BTreeMap<String, u64>,
+    pub num_nodes: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,8 @@
 //!
 //! In: requests over the door's streams. Out: what [`Backend`] answers, in the shapes clients know.
 //! A request passes `transport` (path, compression), `routes` (endpoint, gate, errors) and one handler (`agent`, `catalog`,
-//! `health`, `keyring`, `kv`, `status`); `params` and `decode` read what it says, `json` writes what it gets, `filter` chooses from it.
+//! `health`, `keyring`, `kv`, `status`); `params` and `decode` read what it says, `json` writes what it gets, `filter`
+//! chooses from it.
 //!
 //! Invariants: nothing replicated is decided here; whatever a request says, it gets an answer or a closed connection, and
 //! memory is bounded per connection; all compatibility quirks of HTTP live here and nowhere else.

@@ -3,6 +3,7 @@
 pub mod agent;
 mod catalog;
 mod keygen;
+mod keyring;
 mod kv;
 mod local;
 mod maint;
@@ -201,6 +202,38 @@ pub const COMMANDS: &[Command] = &[
         Group::None,
         keygen::run,
         []
+    ),
+    command!(
+        "keyring",
+        "[options]",
+        "Lists and changes the gossip encryption keys of all members",
+        Group::Client,
+        keyring::run,
+        [
+            flag(
+                "install",
+                Kind::Text,
+                "Give every member this key, so that others may use it."
+            ),
+            flag("list", Kind::Boolean, "List all keys, with how many members have them."),
+            flag(
+                "list-primary",
+                Kind::Boolean,
+                "List the keys that members encrypt with."
+            ),
+            flag(
+                "local-only",
+                Kind::Boolean,
+                "Of a list: ask this datacenter's LAN pool only."
+            ),
+            flag("relay-factor", Kind::Integer, "Accepted for compatibility (0 to 5)."),
+            flag("remove", Kind::Text, "Take this key from every member."),
+            flag(
+                "use",
+                Kind::Text,
+                "Let every member encrypt with this key, which it has."
+            ),
+        ]
     ),
     command!(
         "kv delete",

@@ -258,6 +258,46 @@ fn a_handler_that_panics_is_a_500_and_the_next_request_is_answered() {
 }
 
 #[test]
+fn a_keyring_request_is_judged_before_anybody_is_asked() {
+    run(HttpConfig::default(), async |world| {
+        let path = "/v1/operator/keyring";
+        let send = async |method: &str, query: &str, body: &'static str| {
+            let request = Request::builder().method(method).uri(format!("{path}{query}"));
+            let answer = world.send(request.body(Body::from(body)).unwrap()).await;
+            (answer.status.as_u16(), answer.text().to_owned())
+        };
+        let bad = |text: &str| (400, format!("Bad request: {text}"));
+        let key = r#"{"Key":"right"}"#;
+        assert_eq!(
+            send("GET", "?relay-factor=9", "").await,
+            bad("Invalid relay-factor: Relay factor must be in range: [0, 5]")
+        );
+        assert_eq!(send("POST", "?relay-factor=5", key).await, (200, String::new()));
+        assert_eq!(
+            send("POST", "?relay-factor=x", key).await,
+            bad("Error parsing relay factor: strconv.Atoi: parsing \"x\": invalid syntax")
+        );
+        assert_eq!(
+            send("PUT", "?local-only=true", key).await,
+            bad("Invalid use of local-only: local-only can only be set for list requests")
+        );
+        assert_eq!(send("POST", "?local-only=0", key).await.0, 200);
+        assert_eq!(send("POST", "", "").await, bad("Request decode failed: EOF"));
+        assert_eq!(
+            send("DELETE", "", "{").await,
+            bad("Request decode failed: unexpected EOF")
+        );
+        let lan_only = send("GET", "?local-only=1", "").await.1;
+        assert_eq!(
+            lan_only,
+            "2 errors occurred:\n\t* dc1 (LAN) error: 1/1 nodes reported failure\n\t* g1: Keyring is empty (encryption not \
+             enabled)\n\n"
+        );
+        assert_eq!(send("PATCH", "", "").await.0, 405);
+    });
+}
+
+#[test]
 fn an_answer_is_compressed_only_when_asked_for() {
     run(HttpConfig::default(), |world| async move {
         let plain = world.get("/v1/catalog/nodes").await;
