@@ -4,11 +4,16 @@ use crate::errors::{ForceLeaveError, JoinError, StartError, StreamError};
 use crate::events::{MemberEvent, MemberEvents, Subscribers};
 use crate::keyring::{Encryption, Guard, KeyringAnswer, RefusedCause, keys_of};
 use crate::streams::exchange;
+use crate::user_events::{IncomingQueries, IncomingQuery, Listeners, QueryReplies, QueryReply, UserEvents};
 use futures::future::{Either, join_all, select};
 use quorate_rt::{Event as RtEvent, Listener as _, Rt, Task, Udp as _};
 use quorate_swim::{Event, InvalidMember, MemberState, Message, Output, Swim};
 use quorate_types::limits::GOSSIP_PACKET_LEN_BYTES_MAX;
-use quorate_types::{Incarnation, Instant, Member, MemberStatus, NodeId};
+use quorate_types::{Coordinate, Incarnation, Instant, Member, MemberStatus, NodeId};
+use quorate_user_events::{
+    FireError, Message as EventMessage, Output as EventOutput, QueryError, UserEvent, UserEvents as EventMachine,
+};
+use quorate_wire::events::{PAYLOAD_OVERHEAD_LEN_BYTES, decode_payload, decode_state, encode_payload, encode_state};
 use quorate_wire::gossip::{KeyringRequest, StreamMessage, Unreadable};
 use quorate_wire::keyring::RingKey;
 use quorate_wire::seal::Direction;
@@ -107,6 +112,37 @@ struct Core {
     is_sending: bool,
     subscribers: Subscribers,
     members: Option<Arc<Vec<Member>>>,
+    events: EventMachine,
+    listeners: Listeners,
+}
+
+/// The mark and the length of a payload among a packet's messages.
+const PAYLOAD_MESSAGE_LEN_BYTES: usize = 1 + 3;
+
+impl Core {
+    fn next_timeout(&self) -> Instant {
+        self.swim.next_timeout().min(self.events.next_timeout())
+    }
+    /// Fills a packet of gossip up with events and queries. Not a ping or its answer: those of one moment may all go to
+    /// one member, and use up in a small pool what was meant for several.
+    fn load(&mut self, messages: &mut Vec<Message>) {
+        let is_gossip = messages.iter().all(|message| matches!(message, Message::Update(_)));
+        if !is_gossip || !self.events.has_news() {
+            return;
+        }
+        let overhead = PAYLOAD_MESSAGE_LEN_BYTES + PAYLOAD_OVERHEAD_LEN_BYTES;
+        let free_len_bytes = self.swim.free_len_bytes(messages).saturating_sub(overhead);
+        let news = self.events.take_news(free_len_bytes, self.swim.transmit_limit());
+        if !news.is_empty() {
+            messages.push(Message::Payload(encode_payload(&news)));
+        }
+    }
+    fn push_packet(&mut self, to: SocketAddr, messages: Vec<Message>) {
+        if self.packets.len() >= PACKET_COUNT_MAX {
+            self.packets.pop_front();
+        }
+        self.packets.push_back((to, messages));
+    }
 }
 
 #[derive(Default)]
@@ -145,6 +181,7 @@ impl<R: Rt> Gossip<R> {
         let incarnation = Incarnation(rt.wall_now().as_millis());
         let rng = rt.rng(&format!("gossip.{pool}"));
         let (stream_timeout, leave_timeout) = (config.timing.stream_timeout, config.timing.leave_timeout);
+        let events = EventMachine::new(config.id, address, rt.rng(&format!("gossip.{pool}.events")));
         let guard = Guard::new(rt.clone(), pool, config.encryption, config.timing.member_count_max);
         let swim =
             Swim::new(config.timing, me, incarnation, rng, rt.now()).map_err(|err| StartError::Member { pool, err })?;
@@ -161,6 +198,8 @@ impl<R: Rt> Gossip<R> {
                 is_sending: false,
                 subscribers: Subscribers::default(),
                 members: None,
+                events,
+                listeners: Listeners::default(),
             }),
             tasks: Mutex::default(),
             timer: Notify::new(),
@@ -204,7 +243,9 @@ impl<R: Rt> Gossip<R> {
         let mut contacted = 0;
         let mut failures = Vec::new();
         for addresses in addresses.chunks(JOIN_COUNT_AT_A_TIME) {
-            let exchanges = addresses.iter().map(|address| self.handle.shared.push_pull(*address));
+            let exchanges = addresses
+                .iter()
+                .map(|address| self.handle.shared.push_pull(*address, true));
             for (address, result) in addresses.iter().zip(join_all(exchanges).await) {
                 match result {
                     Ok(()) => contacted += 1,
@@ -253,12 +294,66 @@ impl<R: Rt> Gossip<R> {
     pub async fn set_tags(&self, tags: BTreeMap<String, String>) -> Result<(), InvalidMember> {
         self.handle.shared.apply(|swim, now| swim.set_tags(now, tags))
     }
+    /// Tells every member of the pool, this one included. Who joins later is not told.
+    pub fn fire(&self, event: UserEvent) -> Result<Arc<UserEvent>, FireError> {
+        self.handle.shared.call(|core, _| core.events.fire(event))
+    }
+    /// All events fired from now on, here or elsewhere.
+    pub fn user_events(&self) -> UserEvents {
+        self.handle.shared.core().listeners.subscribe()
+    }
+    /// Asks every live member, this one included. With `wants_ack` each tells that it was asked, whether it has an answer
+    /// or not.
+    pub fn query(
+        &self,
+        name: &str,
+        payload: Vec<u8>,
+        timeout: Duration,
+        wants_ack: bool,
+    ) -> Result<QueryReplies, QueryError> {
+        self.handle.shared.call(|core, now| {
+            let member_count = core.swim.live_count();
+            let query = core.events.ask(now, name, payload, timeout, wants_ack, member_count)?;
+            Ok(core.listeners.asked(query))
+        })
+    }
+    /// The queries of this name that arrive from now on. One listener a name: a newer one takes an older one's place.
+    pub fn queries(&self, name: &str) -> IncomingQueries {
+        self.handle.shared.core().listeners.listen(name)
+    }
+    /// This member's answer to a query.
+    pub fn respond(&self, query: &IncomingQuery, payload: Vec<u8>) -> Result<(), QueryError> {
+        self.handle.shared.call(|core, now| {
+            if now >= query.ends_at {
+                return Err(QueryError::TooLate);
+            }
+            core.events.respond(now, &query.query, payload)
+        })
+    }
+    /// Where this member is in the network; `None` when it does not care to know.
+    pub fn coordinate(&self) -> Option<Coordinate> {
+        self.handle.shared.core().swim.coordinate()
+    }
+    /// Where another member last said to be, once this one has pinged it.
+    pub fn coordinate_of(&self, id: NodeId) -> Option<Coordinate> {
+        self.handle.shared.core().swim.coordinates()?.peer(id)
+    }
     /// The `serf_lan` and `serf_wan` of `/v1/agent/self`.
     pub fn stats(&self) -> BTreeMap<String, String> {
         let core = self.handle.shared.core();
         let (members, failed, left) = core.swim.counts();
         let queued = if members > 1 { core.swim.broadcast_count() } else { 0 };
         let clock = core.swim.counters().changes + 1;
+        let (events, queries) = if members > 1 {
+            core.events.queued_counts()
+        } else {
+            (0, 0)
+        };
+        let (event_time, query_time) = (core.events.event_time(), core.events.query_time());
+        let resets = core
+            .swim
+            .coordinates()
+            .map_or(0, |coordinates| coordinates.reset_count());
         drop(core);
         [
             ("members", members.to_string()),
@@ -267,12 +362,11 @@ impl<R: Rt> Gossip<R> {
             ("health_score", self.health_score().to_string()),
             ("intent_queue", queued.to_string()),
             ("member_time", clock.to_string()),
-            // What this pool does not carry yet.
-            ("event_time", "1".to_owned()),
-            ("event_queue", "0".to_owned()),
-            ("query_time", "1".to_owned()),
-            ("query_queue", "0".to_owned()),
-            ("coordinate_resets", "0".to_owned()),
+            ("event_time", event_time.to_string()),
+            ("event_queue", events.to_string()),
+            ("query_time", query_time.to_string()),
+            ("query_queue", queries.to_string()),
+            ("coordinate_resets", resets.to_string()),
             ("encrypted", self.is_encrypted().to_string()),
         ]
         .into_iter()
@@ -319,7 +413,9 @@ impl<R: Rt> Gossip<R> {
     }
     /// The invariants of the state machine, for the simulator.
     pub fn check(&self) {
-        self.handle.shared.core().swim.check();
+        let core = self.handle.shared.core();
+        core.swim.check();
+        core.events.check();
     }
     /// Ends all tasks and closes the sockets, without telling anybody.
     pub async fn stop(&self) {
@@ -408,22 +504,24 @@ impl<R: Rt> Shared<R> {
         running
     }
 
-    /// Calls the state machine and carries out what it wants done.
     fn apply<T>(self: &Arc<Self>, call: impl FnOnce(&mut Swim, Instant) -> T) -> T {
+        self.call(|core, now| call(&mut core.swim, now))
+    }
+    /// Calls the state machines and carries out what they want done.
+    fn call<T>(self: &Arc<Self>, call: impl FnOnce(&mut Core, Instant) -> T) -> T {
         let mut errands = Vec::new();
         let mut core = self.core();
         // Read under the lock: the state machine's time never goes back.
         let now = self.rt.now();
-        let result = call(&mut core.swim, now);
-        let mut has_packets = false;
+        let result = call(&mut core, now);
         while let Some(output) = core.swim.poll_output() {
             match output {
-                Output::Packet { to, messages } => {
-                    has_packets = true;
-                    if core.packets.len() >= PACKET_COUNT_MAX {
-                        core.packets.pop_front();
+                Output::Packet { to, mut messages } => {
+                    core.load(&mut messages);
+                    // Made for news that the packets before it took away.
+                    if !messages.is_empty() {
+                        core.push_packet(to, messages);
                     }
-                    core.packets.push_back((to, messages));
                 }
                 Output::PushPull { to } => errands.push(Errand::PushPull { to }),
                 Output::StreamProbe {
@@ -437,11 +535,17 @@ impl<R: Rt> Shared<R> {
                     sequence,
                     deadline_at,
                 }),
-                Output::Payload { .. } => {}
+                Output::Payload { from, payload } => self.hear_payload(&mut core, now, from, &payload),
                 Output::Event(event) => self.tell(&mut core, event),
             }
         }
-        let is_earlier = core.swim.next_timeout() < core.timer_at;
+        while let Some(output) = core.events.poll_output() {
+            self.carry_out(&mut core, output);
+        }
+        let has_news = core.events.has_news();
+        core.swim.set_has_payload(now, has_news);
+        let is_earlier = core.next_timeout() < core.timer_at;
+        let has_packets = !core.packets.is_empty();
         drop(core);
         if has_packets {
             self.packets.notify_one();
@@ -453,6 +557,66 @@ impl<R: Rt> Shared<R> {
             self.run_errand(errand);
         }
         result
+    }
+
+    fn hear_payload(&self, core: &mut Core, now: Instant, from: SocketAddr, payload: &[u8]) {
+        match decode_payload(payload) {
+            Ok(mut messages) => {
+                messages.retain(|message| match message {
+                    EventMessage::QueryAck { from, .. } | EventMessage::QueryResponse { from, .. } => {
+                        core.swim.belief(*from).is_some()
+                    }
+                    EventMessage::Event(_) | EventMessage::Query(_) => true,
+                });
+                core.events.handle_messages(now, messages);
+            }
+            Err(err) => {
+                self.malformed_count.fetch_add(1, Ordering::Relaxed);
+                self.guard.refuse(RefusedCause::Malformed, from, &err);
+            }
+        }
+    }
+    /// What a peer's half of an exchange says about events. A member that joins is not told of those before.
+    fn hear_state(&self, core: &mut Core, from: SocketAddr, payload: &[u8], is_join: bool) {
+        match decode_state(payload) {
+            Ok(theirs) => core.events.handle_state(theirs, is_join),
+            Err(err) => {
+                self.malformed_count.fetch_add(1, Ordering::Relaxed);
+                self.guard.refuse(RefusedCause::Malformed, from, &err);
+            }
+        }
+    }
+    fn carry_out(&self, core: &mut Core, output: EventOutput) {
+        let pool = self.pool;
+        match output {
+            EventOutput::Packet { to, message } => {
+                core.push_packet(to, vec![Message::Payload(encode_payload(&[message]))]);
+            }
+            EventOutput::Event(event) => {
+                debug!(pool, name = %event.name, id = %event.id, ltime = %event.ltime, "user event");
+                self.trace(format_args!("{pool} event {} {} {}", event.ltime, event.id, event.name));
+                core.listeners.publish(&event);
+            }
+            EventOutput::Query { query, ends_at } => {
+                debug!(pool, name = %query.name, from = %query.from, ltime = %query.ltime, "query");
+                self.trace(format_args!(
+                    "{pool} query {} {} {}",
+                    query.ltime, query.from, query.name
+                ));
+                core.listeners.publish_query(IncomingQuery { query, ends_at });
+            }
+            EventOutput::QueryAck { query, from } => {
+                if !core.listeners.reply(query, QueryReply::Ack { from }) {
+                    core.events.abandon(query);
+                }
+            }
+            EventOutput::QueryResponse { query, from, payload } => {
+                if !core.listeners.reply(query, QueryReply::Response { from, payload }) {
+                    core.events.abandon(query);
+                }
+            }
+            EventOutput::QueryEnded { query } => core.listeners.end(query),
+        }
     }
 
     fn tell(&self, core: &mut Core, event: Event) {
@@ -571,14 +735,17 @@ impl<R: Rt> Shared<R> {
         loop {
             let at = {
                 let mut core = self.core();
-                core.timer_at = core.swim.next_timeout();
+                core.timer_at = core.next_timeout();
                 core.timer_at
             };
             let sleep = self.rt.sleep_until(at);
             let earlier = self.timer.notified();
             futures::pin_mut!(sleep, earlier);
             if let Either::Left(_) = select(sleep, earlier).await {
-                self.apply(|swim, now| swim.handle_timeout(now));
+                self.call(|core, now| {
+                    core.swim.handle_timeout(now);
+                    core.events.handle_timeout(now);
+                });
             }
         }
     }
@@ -613,7 +780,13 @@ impl<R: Rt> Shared<R> {
             }
             // Meant for a former holder of this address.
             StreamMessage::Ping { .. } => return Ok(()),
-            StreamMessage::PushPull(theirs) => match self.apply(|swim, now| swim.handle_push_pull(now, from, theirs)) {
+            StreamMessage::PushPull(mut theirs) => match self.call(|core, now| {
+                let payload = std::mem::take(&mut theirs.payload);
+                let mut ours = core.swim.handle_push_pull(now, from, theirs)?;
+                self.hear_state(core, from, &payload, false);
+                ours.payload = encode_state(&core.events.state());
+                Ok(ours)
+            }) {
                 Ok(ours) => StreamMessage::PushPull(ours),
                 Err(refusal) => {
                     info!(pool = self.pool, %from, %refusal, "refused a member");
@@ -665,7 +838,7 @@ impl<R: Rt> Shared<R> {
         let shared = Arc::clone(self);
         match errand {
             Errand::PushPull { to } => self.spawn_stream("gossip.push_pull", permit, async move {
-                match shared.push_pull(to).await {
+                match shared.push_pull(to, false).await {
                     Ok(()) => {}
                     Err(StreamError::Refused(refusal)) => warn!(pool = shared.pool, %to, %refusal, "not let in"),
                     Err(err) => debug!(pool = shared.pool, %to, %err, "push/pull"),
@@ -684,11 +857,20 @@ impl<R: Rt> Shared<R> {
             }),
         }
     }
-    async fn push_pull(self: &Arc<Self>, to: SocketAddr) -> Result<(), StreamError> {
-        let ours = StreamMessage::PushPull(self.core().swim.push_pull_request());
+    async fn push_pull(self: &Arc<Self>, to: SocketAddr, is_join: bool) -> Result<(), StreamError> {
+        let ours = {
+            let core = self.core();
+            let mut ours = core.swim.push_pull_request();
+            ours.payload = encode_state(&core.events.state());
+            StreamMessage::PushPull(ours)
+        };
         match exchange(&self.rt, &self.guard, to, self.stream_timeout, ours).await? {
-            StreamMessage::PushPull(theirs) => {
-                self.apply(|swim, now| swim.handle_push_pull_reply(now, to, theirs));
+            StreamMessage::PushPull(mut theirs) => {
+                self.call(|core, now| {
+                    let payload = std::mem::take(&mut theirs.payload);
+                    core.swim.handle_push_pull_reply(now, to, theirs);
+                    self.hear_state(core, to, &payload, is_join);
+                });
                 Ok(())
             }
             StreamMessage::Refused(refusal) => Err(StreamError::Refused(refusal)),
