@@ -343,7 +343,7 @@ impl<R: Rt> Gossip<R> {
         let core = self.handle.shared.core();
         let (members, failed, left) = core.swim.counts();
         let queued = if members > 1 { core.swim.broadcast_count() } else { 0 };
-        let clock = core.swim.counters().changes + 1;
+        let clock = core.swim.lamport_time();
         let (events, queries) = if members > 1 {
             core.events.queued_counts()
         } else {
@@ -622,12 +622,12 @@ impl<R: Rt> Shared<R> {
     fn tell(&self, core: &mut Core, event: Event) {
         let pool = self.pool;
         let (word, event) = match event {
-            Event::Joined(member) => ("joined", MemberEvent::Joined(member)),
-            Event::Updated(member) => ("updated", MemberEvent::Updated(member)),
-            Event::Leaving(member) => ("leaving", MemberEvent::Updated(member)),
-            Event::Failed(member) => ("failed", MemberEvent::Failed(member)),
-            Event::Left(member) => ("left", MemberEvent::Left(member)),
-            Event::Reaped(member) => ("reaped", MemberEvent::Reaped(member)),
+            Event::Joined(member) => ("joined", MemberEvent::Joined(member.into())),
+            Event::Updated(member) => ("updated", MemberEvent::Updated(member.into())),
+            Event::Leaving(member) => ("leaving", MemberEvent::Updated(member.into())),
+            Event::Failed(member) => ("failed", MemberEvent::Failed(member.into())),
+            Event::Left(member) => ("left", MemberEvent::Left(member.into())),
+            Event::Reaped(member) => ("reaped", MemberEvent::Reaped(member.into())),
             Event::Suspected {
                 member,
                 incarnation,
@@ -661,6 +661,25 @@ impl<R: Rt> Shared<R> {
             Event::Malformed { from, reason } => return debug!(pool, %from, %reason, "refused a member's description"),
             Event::StreamOnly { member } => {
                 return warn!(pool, %member, "reached over a stream, but not by datagrams: is UDP let through?");
+            }
+            Event::Moved { member, address_before } => {
+                return info!(pool, member = %member.name, id = %member.id, address = %member.address, %address_before,
+                    "member is at another address now");
+            }
+            Event::NameTaken {
+                name,
+                holder_before,
+                holder,
+            } => {
+                return warn!(pool, %name, %holder, %holder_before, "the name of a failed or left member has a new holder");
+            }
+            Event::LinkFaulty { member, fault } => {
+                warn!(pool, %member, ?fault, "others reach this member, but our datagrams are lost");
+                return self.trace(format_args!("{pool} link {member} {fault:?}"));
+            }
+            Event::LinkMended { member } => {
+                info!(pool, %member, "datagrams reach this member again");
+                return self.trace(format_args!("{pool} link {member} mended"));
             }
             Event::Implausible { member, reason } => return debug!(pool, %member, %reason, "refused a coordinate"),
             Event::LeaveSent => return self.leave.notify_waiters(),

@@ -1,44 +1,68 @@
 //! Updates waiting to be gossiped, each sent a limited number of times (memberlist's `TransmitLimitedQueue`).
 //!
 //! In: `push` an update about a member. Out: `take`, what fits a packet: least sent first, then newest first.
-//! Invariants: one update a member (a newer one takes the older one's place); at most `count_max` updates, beyond
+//! Invariants: one update and one intent a member (a newer one takes the older one's place); at most `count_max` updates, beyond
 //! which the most often sent is dropped.
 
-use crate::message::Update;
+use crate::message::{Message, Update};
+use hashbrown::HashTable;
 use quorate_types::NodeId;
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug)]
 struct Entry {
     update: Update,
-    len_bytes: usize,
-    transmit_count: u32,
+    subject: Subject,
     sequence: u64,
+    len_bytes: u32,
+    transmit_count: u32,
 }
 
-impl Entry {
-    fn rank(&self, subject: NodeId) -> Rank {
-        (self.transmit_count, Reverse(self.sequence), subject)
-    }
+/// Where an entry stands in its tier.
+#[derive(Clone, Copy, Debug)]
+struct Rank {
+    sequence: u64,
+    entry: u32,
 }
-
-type Rank = (u32, Reverse<u64>, NodeId);
 
 #[derive(Clone, Debug)]
 pub(crate) struct Broadcasts {
     count_max: usize,
-    entries: BTreeMap<NodeId, Entry>,
-    ranks: BTreeSet<Rank>,
+    /// Odd, and not known to peers: they cannot choose ids that collide.
+    key: u64,
+    dropped_count: u64,
+    entries: Vec<Entry>,
+    subjects: HashTable<u32>,
+    /// By how often they were sent; in each the newest last.
+    tiers: Vec<Vec<Rank>>,
     sequence_next: u64,
 }
 
+/// How a member is and what is wanted of it are told apart.
+type Subject = (NodeId, bool);
+
+fn hash(key: u64, (member, is_intent): Subject) -> u64 {
+    let id = member.0.as_u128() ^ u128::from(is_intent);
+    let product = u128::from((id >> 64) as u64 ^ key) * u128::from(id as u64 ^ key.rotate_left(32));
+    (product >> 64) as u64 ^ product as u64
+}
+
+fn subject_of(update: &Update) -> Subject {
+    (update.subject(), update.is_intent())
+}
+
+fn index(entry: usize) -> u32 {
+    u32::try_from(entry).expect("the queue is far shorter than 2^32")
+}
+
 impl Broadcasts {
-    pub(crate) fn new(count_max: usize) -> Self {
+    pub(crate) fn new(count_max: usize, key: u64) -> Self {
         Self {
             count_max: count_max.max(1),
-            entries: BTreeMap::new(),
-            ranks: BTreeSet::new(),
+            key,
+            dropped_count: 0,
+            entries: Vec::new(),
+            subjects: HashTable::new(),
+            tiers: Vec::new(),
             sequence_next: 0,
         }
     }
@@ -48,65 +72,181 @@ impl Broadcasts {
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
-    pub(crate) fn contains(&self, subject: NodeId) -> bool {
-        self.entries.contains_key(&subject)
+    /// News of how this member is waits.
+    pub(crate) fn contains(&self, member: NodeId) -> bool {
+        self.find((member, false)).is_some()
+    }
+    fn find(&self, subject: Subject) -> Option<usize> {
+        let hash = hash(self.key, subject);
+        let found = self
+            .subjects
+            .find(hash, |entry| self.entries[*entry as usize].subject == subject);
+        found.map(|entry| *entry as usize)
     }
     pub(crate) fn push(&mut self, update: Update) {
-        let subject = update.subject();
-        let entry = Entry {
-            len_bytes: update.len_bytes(),
-            update,
-            transmit_count: 0,
-            sequence: self.sequence_next,
-        };
+        let subject = subject_of(&update);
+        let len_bytes = u32::try_from(update.len_bytes()).expect("an update fits a packet");
+        let sequence = self.sequence_next;
         self.sequence_next += 1;
-        let rank = entry.rank(subject);
-        if let Some(superseded) = self.entries.insert(subject, entry) {
-            self.ranks.remove(&superseded.rank(subject));
+        let entry = match self.find(subject) {
+            Some(superseded) => {
+                self.unrank(superseded);
+                let entry = &mut self.entries[superseded];
+                entry.update = update;
+                entry.len_bytes = len_bytes;
+                entry.sequence = sequence;
+                entry.transmit_count = 0;
+                superseded
+            }
+            None => {
+                if self.entries.len() >= self.count_max {
+                    self.drop_most_sent();
+                }
+                let entry = self.entries.len();
+                self.entries.push(Entry {
+                    update,
+                    subject,
+                    sequence,
+                    len_bytes,
+                    transmit_count: 0,
+                });
+                let (key, entries) = (self.key, &self.entries);
+                let hash_of = |entry: &u32| hash(key, entries[*entry as usize].subject);
+                self.subjects.insert_unique(hash(key, subject), index(entry), hash_of);
+                entry
+            }
+        };
+        self.rank(entry);
+    }
+    pub(crate) fn dropped_count(&self) -> u64 {
+        self.dropped_count
+    }
+    pub(crate) fn clear(&mut self) {
+        self.entries = Vec::new();
+        self.subjects = HashTable::new();
+        self.tiers = Vec::new();
+    }
+    /// Among those, the oldest.
+    fn drop_most_sent(&mut self) {
+        self.dropped_count += 1;
+        let rank = self.tiers.iter().rev().find_map(|tier| tier.first());
+        let entry = rank.expect("as many ranks as entries").entry as usize;
+        self.unrank(entry);
+        self.remove(entry);
+    }
+    fn rank(&mut self, entry: usize) {
+        let Entry {
+            sequence,
+            transmit_count,
+            ..
+        } = self.entries[entry];
+        let tier = transmit_count as usize;
+        if self.tiers.len() <= tier {
+            self.tiers.resize_with(tier + 1, Vec::new);
         }
-        self.ranks.insert(rank);
-        if self.entries.len() > self.count_max {
-            let (.., most_sent) = self.ranks.pop_last().expect("as many ranks as entries");
-            self.entries.remove(&most_sent);
+        let tier = &mut self.tiers[tier];
+        let rank = Rank {
+            sequence,
+            entry: index(entry),
+        };
+        // Nearly always at the end.
+        let place = match tier.last() {
+            Some(last) if last.sequence > sequence => tier.partition_point(|other| other.sequence < sequence),
+            _ => tier.len(),
+        };
+        tier.insert(place, rank);
+    }
+    fn place_of(&self, entry: usize) -> (usize, usize) {
+        let Entry {
+            sequence,
+            transmit_count,
+            ..
+        } = self.entries[entry];
+        let tier = transmit_count as usize;
+        let place = self.tiers[tier].partition_point(|other| other.sequence < sequence);
+        (tier, place)
+    }
+    fn unrank(&mut self, entry: usize) {
+        let (tier, place) = self.place_of(entry);
+        self.tiers[tier].remove(place);
+    }
+    /// One without a rank.
+    fn remove(&mut self, entry: usize) {
+        let hash_removed = hash(self.key, self.entries[entry].subject);
+        let found = self.subjects.find_entry(hash_removed, |other| *other as usize == entry);
+        found.expect("an entry is found by its subject").remove();
+        self.entries.swap_remove(entry);
+        if let Some(moved) = self.entries.get(entry) {
+            let (hash_moved, last) = (hash(self.key, moved.subject), self.entries.len());
+            let found = self.subjects.find_mut(hash_moved, |other| *other as usize == last);
+            *found.expect("an entry is found by its subject") = index(entry);
+            let (tier, place) = self.place_of(entry);
+            self.tiers[tier][place].entry = index(entry);
+        }
+        if self.entries.is_empty() {
+            // What a storm took is given back.
+            self.clear();
         }
     }
     /// Appends updates of together at most `len_bytes_max` to `into`. One sent `transmit_limit` times is dropped.
-    pub(crate) fn take(&mut self, mut len_bytes_max: usize, transmit_limit: u32, into: &mut Vec<Update>) {
+    pub(crate) fn take(&mut self, mut len_bytes_max: usize, transmit_limit: u32, into: &mut Vec<Message>) {
         // Looking further for something small enough costs more than the next packet: it is tried a few times only.
         const MISSES_MAX: usize = 16;
-        let mut taken = Vec::new();
         let mut misses = 0;
-        for rank in &self.ranks {
-            let entry = &self.entries[&rank.2];
-            if entry.len_bytes <= len_bytes_max {
-                len_bytes_max -= entry.len_bytes;
-                into.push(entry.update.clone());
-                taken.push(*rank);
-            } else {
-                misses += 1;
-                if misses > MISSES_MAX {
-                    break;
+        let mut taken = Vec::new();
+        'tiers: for tier in &mut self.tiers {
+            let mut place = tier.len();
+            while place > 0 {
+                place -= 1;
+                let entry = &self.entries[tier[place].entry as usize];
+                if entry.len_bytes as usize <= len_bytes_max {
+                    len_bytes_max -= entry.len_bytes as usize;
+                    into.push(Message::Update(entry.update.clone()));
+                    taken.push(tier.remove(place).entry as usize);
+                } else {
+                    misses += 1;
+                    if misses > MISSES_MAX {
+                        break 'tiers;
+                    }
                 }
             }
         }
-        for rank in taken {
-            self.ranks.remove(&rank);
-            let subject = rank.2;
-            let entry = self.entries.get_mut(&subject).expect("a rank has an entry");
-            entry.transmit_count += 1;
-            if entry.transmit_count >= transmit_limit {
-                self.entries.remove(&subject);
-            } else {
-                self.ranks.insert(entry.rank(subject));
+        taken.retain(|entry| {
+            self.entries[*entry].transmit_count += 1;
+            let is_done = self.entries[*entry].transmit_count >= transmit_limit;
+            if !is_done {
+                self.rank(*entry);
             }
+            is_done
+        });
+        // The last first: what takes the place of one that is removed stays.
+        taken.sort_unstable();
+        for entry in taken.into_iter().rev() {
+            self.remove(entry);
         }
     }
     pub(crate) fn check(&self) {
-        assert_eq!(self.entries.len(), self.ranks.len(), "as many ranks as entries");
+        let rank_count: usize = self.tiers.iter().map(Vec::len).sum();
+        assert_eq!(self.entries.len(), rank_count, "as many ranks as entries");
+        assert_eq!(
+            self.entries.len(),
+            self.subjects.len(),
+            "an update stands under its subject"
+        );
         assert!(self.entries.len() <= self.count_max, "the queue is bounded");
-        for (subject, entry) in &self.entries {
-            assert!(self.ranks.contains(&entry.rank(*subject)), "an entry has its rank");
-            assert_eq!(entry.update.subject(), *subject, "an update stands under its subject");
+        for (index, entry) in self.entries.iter().enumerate() {
+            assert_eq!(
+                subject_of(&entry.update),
+                entry.subject,
+                "an update stands under its subject"
+            );
+            assert_eq!(
+                self.find(entry.subject),
+                Some(index),
+                "an update is found by its subject"
+            );
+            let (tier, place) = self.place_of(index);
+            assert_eq!(self.tiers[tier][place].entry as usize, index, "an entry has its rank");
         }
     }
 }
@@ -130,6 +270,7 @@ mod tests {
     fn check(queue: &mut Broadcasts, len_bytes_max: usize, expected: &[Update]) {
         let mut taken = Vec::new();
         queue.take(len_bytes_max, 2, &mut taken);
+        let expected: Vec<Message> = expected.iter().cloned().map(Message::Update).collect();
         assert_eq!(taken, expected);
         queue.check();
     }
@@ -137,7 +278,7 @@ mod tests {
     #[test]
     fn the_least_sent_go_first_then_the_newest_and_each_is_sent_up_to_its_limit() {
         let len = suspect(1, 1).len_bytes();
-        let mut queue = Broadcasts::new(10);
+        let mut queue = Broadcasts::new(10, 1);
         for n in 1..=3 {
             queue.push(suspect(n, 1));
         }
@@ -149,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_newer_update_takes_the_place_of_the_older_one() {
-        let mut queue = Broadcasts::new(10);
+        let mut queue = Broadcasts::new(10, 1);
         queue.push(suspect(1, 1));
         queue.push(suspect(1, 2));
         check(&mut queue, 1000, &[suspect(1, 2)]);
@@ -158,7 +299,7 @@ mod tests {
 
     #[test]
     fn beyond_its_bound_the_most_sent_is_dropped() {
-        let mut queue = Broadcasts::new(2);
+        let mut queue = Broadcasts::new(2, 1);
         queue.push(suspect(1, 1));
         check(&mut queue, 1000, &[suspect(1, 1)]);
         queue.push(suspect(2, 1));

@@ -20,6 +20,9 @@ pub struct Config {
     pub suspicion_mult: u32,
     /// The longest suspicion is this times the shortest.
     pub suspicion_max_timeout_mult: u32,
+    /// Independent confirmations that shorten a suspicion from the longest to the shortest; `None`: two less than
+    /// `suspicion_mult`, as in memberlist.
+    pub suspicion_confirmation_count: Option<u32>,
     /// The awareness score stays below this.
     pub awareness_max: u32,
     pub gossip_interval: Duration,
@@ -70,6 +73,9 @@ pub struct Config {
     pub heals_at_contact: bool,
 }
 
+/// Accusers remembered of one suspect, whatever is configured.
+const CONFIRMATION_COUNT_MAX: u32 = 64;
+
 impl Config {
     /// For one datacenter.
     pub fn lan() -> Self {
@@ -80,6 +86,7 @@ impl Config {
             stream_probe: true,
             suspicion_mult: 4,
             suspicion_max_timeout_mult: 6,
+            suspicion_confirmation_count: None,
             awareness_max: 8,
             gossip_interval: Duration::from_millis(200),
             gossip_node_count: 3,
@@ -157,6 +164,13 @@ impl Config {
         }
     }
 
+    pub(crate) fn confirmation_count(&self) -> u32 {
+        // Two probe intervals short of what the multiplier expects, as members' probes have no common phase.
+        let count = self.suspicion_confirmation_count;
+        count
+            .unwrap_or(self.suspicion_mult.saturating_sub(2))
+            .min(CONFIRMATION_COUNT_MAX)
+    }
     /// The shortest suspicion in a pool of `member_count` (memberlist's `suspicionTimeout`).
     pub(crate) fn suspicion_timeout_min(&self, member_count: usize) -> Duration {
         let scale = libm::fmax(1.0, libm::log10(libm::fmax(1.0, member_count as f64)));

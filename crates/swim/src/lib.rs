@@ -34,8 +34,9 @@ mod suspicion;
 
 pub use config::Config;
 pub use coordinate::{Coordinates, Implausible};
-pub use machine::{Counters, Event, Output, Swim, UnknownName};
+pub use machine::{Accusation, Counters, Event, Link, LinkFault, Output, Reachability, Swim, UnknownName};
 pub use message::{
-    DATACENTER_LEN_BYTES_MAX, INCARNATION_MAX, InvalidMember, MemberState, Message, NAME_LEN_BYTES_MAX,
-    PACKET_OVERHEAD_LEN_BYTES, PushPull, Refusal, RemoteMember, Status, TAGS_LEN_BYTES_MAX, Update, validate_tags,
+    DATACENTER_LEN_BYTES_MAX, INCARNATION_MAX, Intent, InvalidMember, LAMPORT_TIME_MAX, LamportTime, MemberState,
+    Message, NAME_LEN_BYTES_MAX, PACKET_OVERHEAD_LEN_BYTES, PushPull, Refusal, RemoteMember, Seen, Status,
+    TAGS_LEN_BYTES_MAX, Update, validate_tags,
 };

@@ -1,20 +1,34 @@
 //! The state machine: the table of members and the rules that change it.
 //!
+//! Here: what a member is made of, commands, input, and what is due. Below: the rules on updates (`rules`), intents
+//! (`intent`), whose word counts (`doubt`), probes (`probe`), exchanges of state (`exchange`), gossip (`spread`), contact
+//! with those thought dead (`heal`).
 //! Not here: how long a suspicion lasts (`suspicion`), which update goes next (`broadcast`).
 
+mod doubt;
+mod exchange;
 mod heal;
+mod intent;
+mod link;
 mod probe;
+mod rules;
+mod spread;
+mod table;
 
 use crate::awareness::Awareness;
 use crate::broadcast::Broadcasts;
 use crate::config::Config;
 use crate::coordinate::{Coordinates, Implausible};
 use crate::message::{
-    INCARNATION_MAX, InvalidMember, MemberState, Message, PACKET_OVERHEAD_LEN_BYTES, PushPull, Refusal, RemoteMember,
-    Status, Update, validate_tags,
+    INCARNATION_MAX, InvalidMember, LamportTime, MemberState, Message, PACKET_OVERHEAD_LEN_BYTES, Seen, Status, Update,
+    validate_tags,
 };
 use crate::suspicion::Suspicion;
+use doubt::Doubt;
+use exchange::Exchanges;
 use heal::Healing;
+use intent::LeaveIntent;
+use link::Links;
 use probe::{Probe, Relay};
 use quorate_types::limits::GOSSIP_PACKET_LEN_BYTES_MAX;
 use quorate_types::{Coordinate, Incarnation, Instant, Member, MemberStatus, NodeId};
@@ -24,7 +38,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use table::{Seat, Table};
 use thiserror::Error;
+
+pub use link::{Accusation, Link, LinkFault, Reachability};
 
 /// Something the driver is to do, or to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,15 +74,26 @@ pub enum Output {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// New, or back from `Failed` or `Left`.
-    Joined(Member),
-    /// Its tags or address changed while it was live.
-    Updated(Member),
-    Failed(Member),
-    Left(Member),
+    Joined(Seen),
+    /// Its tags, address or intent changed while it was live.
+    Updated(Seen),
+    Failed(Seen),
+    Left(Seen),
     /// Forgotten; its name is free.
-    Reaped(Member),
+    Reaped(Seen),
     /// An operator said that it will not come back; it is still live.
-    Leaving(Member),
+    Leaving(Seen),
+    /// The same member is reached at another address now: it was started anew.
+    Moved {
+        member: Seen,
+        address_before: SocketAddr,
+    },
+    /// A member has the name of another that failed or left, which is forgotten for it.
+    NameTaken {
+        name: String,
+        holder_before: NodeId,
+        holder: NodeId,
+    },
     Suspected {
         member: NodeId,
         incarnation: Incarnation,
@@ -103,6 +131,15 @@ pub enum Event {
     StreamOnly {
         member: NodeId,
     },
+    /// Datagrams between us and a member that others reach are lost, some or all. Told when it begins.
+    LinkFaulty {
+        member: NodeId,
+        fault: LinkFault,
+    },
+    /// They arrive again.
+    LinkMended {
+        member: NodeId,
+    },
     /// A member's coordinate, or the way to it, cannot be.
     Implausible {
         member: NodeId,
@@ -124,6 +161,12 @@ pub struct Counters {
     pub malformed: u64,
     pub refused_full: u64,
     pub relays_refused: u64,
+    /// Accusations that we kept to ourselves, as nobody answered us.
+    pub accusations_withheld: u64,
+    /// News of members that are forgotten, which came too late.
+    pub departed_refused: u64,
+    /// Updates dropped as too many waited.
+    pub broadcasts_dropped: u64,
     /// Times this member did not run although something was due.
     pub pauses: u64,
     /// Changes of the table that are told as events.
@@ -135,41 +178,14 @@ pub struct Counters {
 #[error("No node found with name '{0}'")]
 pub struct UnknownName(pub String);
 
-#[derive(Clone, Debug)]
-struct Record {
-    state: Arc<MemberState>,
-    incarnation: Incarnation,
-    status: Status,
-    changed_at: Instant,
-    /// Present exactly while suspect.
-    suspicion: Option<Suspicion>,
-    /// An operator's word about this incarnation: it counts as left, not failed, once it is dead.
-    leave_intent: Option<LeaveIntent>,
-    /// Who said that it left; itself otherwise.
-    left_by: NodeId,
-}
-
+/// What is kept of a dead or left member beside its record.
 #[derive(Clone, Copy, Debug)]
-struct LeaveIntent {
-    from: NodeId,
-    prune: bool,
-}
-
-impl Record {
-    fn member(&self) -> Member {
-        Member {
-            id: self.state.id,
-            name: self.state.name.clone(),
-            address: self.state.address,
-            tags: self.state.tags.clone(),
-            status: match self.status {
-                Status::Alive | Status::Suspect if self.leave_intent.is_some() => MemberStatus::Leaving,
-                Status::Alive | Status::Suspect => MemberStatus::Alive,
-                Status::Dead => MemberStatus::Failed,
-                Status::Left => MemberStatus::Left,
-            },
-        }
-    }
+struct Gone {
+    at: Instant,
+    /// Who said that it left; itself otherwise.
+    by: NodeId,
+    /// Nobody we know of heard from it: it came and went as hearsay, and is forgotten soon.
+    is_brief: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,23 +196,35 @@ enum Leave {
     Sent,
 }
 
+/// News of more members than this at a time is left to the exchanges of state: gossip would tell each of them too late.
+const BROADCAST_COUNT_MAX: usize = 1024;
+/// Outputs for which memory is kept between calls.
+const OUTPUT_COUNT_KEPT: usize = 32;
+
 /// One member's view of its pool.
 #[derive(Debug)]
 pub struct Swim {
     config: Config,
     me: NodeId,
-    members: BTreeMap<NodeId, Record>,
-    names: BTreeMap<String, NodeId>,
-    /// All members but us, in the order in which they are probed.
-    order: Vec<NodeId>,
-    order_index: usize,
-    /// Alive and suspect ones, we included.
-    live_count: usize,
-    suspicions: BTreeSet<(Instant, NodeId)>,
-    dead: BTreeSet<NodeId>,
-    /// Where all members but us are; several that came one after the other may share an address.
-    addresses: BTreeSet<(SocketAddr, NodeId)>,
+    table: Table,
+    /// Exactly of the suspects.
+    suspicions: BTreeMap<Seat, Suspicion>,
+    /// When the suspicions end.
+    expiries: BTreeSet<(Instant, Seat)>,
+    /// Exactly of the dead and left ones.
+    gone: BTreeMap<Seat, Gone>,
+    /// An operator's word about a live member: it counts as left, not failed, once it is dead.
+    leave_intents: BTreeMap<Seat, LeaveIntent>,
+    /// The latest intent about a member, of those about whom there were any.
+    intent_times: BTreeMap<Seat, LamportTime>,
+    lamport_time: LamportTime,
+    /// In the order of their deaths; some may be back.
+    recently_dead: VecDeque<(Instant, Seat)>,
+    rules: rules::Hearsay,
+    doubt: Doubt,
+    links: Links,
     healing: Healing,
+    exchanges: Exchanges,
     broadcasts: Broadcasts,
     awareness: Awareness,
     coordinates: Option<Box<Coordinates>>,
@@ -210,7 +238,6 @@ pub struct Swim {
     leave: Leave,
     probe_at: Instant,
     gossip_at: Instant,
-    push_pull_at: Instant,
     reap_at: Instant,
     reconnect_at: Instant,
     outputs: VecDeque<Output>,
@@ -226,6 +253,12 @@ fn below(rng: &mut ChaCha8Rng, count: usize) -> usize {
     debug_assert!(count > 0);
     // The bias of the remainder is below 2^-40 for every pool.
     (rng.next_u64() % count as u64) as usize
+}
+
+fn shuffle<T>(rng: &mut ChaCha8Rng, list: &mut [T]) {
+    for last in (1..list.len()).rev() {
+        list.swap(last, below(rng, last + 1));
+    }
 }
 
 fn within(rng: &mut ChaCha8Rng, interval: Duration) -> Duration {
@@ -263,29 +296,27 @@ impl Swim {
             ChaCha8Rng::from_seed(seed)
         };
         let (mut probe_rng, mut gossip_rng, mut stream_rng, mut knock_rng) = (child(), child(), child(), child());
+        let mut hash_rng = child();
         let id = me.id;
         let state = Arc::new(me);
-        let record = Record {
-            state: Arc::clone(&state),
-            incarnation,
-            status: Status::Alive,
-            changed_at: now,
-            suspicion: None,
-            leave_intent: None,
-            left_by: id,
-        };
+        let broadcast_count_max = config.member_count_max.min(BROADCAST_COUNT_MAX);
+        let push_pull_at = now + within(&mut stream_rng, config.push_pull_interval) + config.push_pull_interval;
         let mut swim = Self {
             me: id,
-            members: BTreeMap::from([(id, record)]),
-            names: BTreeMap::from([(state.name.clone(), id)]),
-            order: Vec::new(),
-            order_index: 0,
-            live_count: 1,
-            suspicions: BTreeSet::new(),
-            dead: BTreeSet::new(),
-            addresses: BTreeSet::new(),
+            table: Table::new(Arc::clone(&state), incarnation, &mut hash_rng),
+            suspicions: BTreeMap::new(),
+            expiries: BTreeSet::new(),
+            gone: BTreeMap::new(),
+            leave_intents: BTreeMap::new(),
+            intent_times: BTreeMap::new(),
+            lamport_time: 0,
+            recently_dead: VecDeque::new(),
+            rules: rules::Hearsay::default(),
+            doubt: Doubt::new(now),
+            links: Links::default(),
             healing: Healing::new(now + within(&mut knock_rng, config.probe_interval), now),
-            broadcasts: Broadcasts::new(config.member_count_max),
+            exchanges: Exchanges::new(push_pull_at),
+            broadcasts: Broadcasts::new(broadcast_count_max, hash_rng.next_u64() | 1),
             awareness: Awareness::new(if config.lha_probe { config.awareness_max } else { 1 }),
             coordinates: config.coordinates.then(|| Box::new(Coordinates::new(child()))),
             has_payload: false,
@@ -298,7 +329,6 @@ impl Swim {
             // Members that start together do not act together.
             probe_at: now + within(&mut probe_rng, config.probe_interval),
             gossip_at: now + within(&mut gossip_rng, config.gossip_interval),
-            push_pull_at: now + within(&mut stream_rng, config.push_pull_interval) + config.push_pull_interval,
             reap_at: now + config.reap_interval,
             reconnect_at: now + within(&mut stream_rng, config.reconnect_interval) + config.reconnect_interval,
             outputs: VecDeque::new(),
@@ -320,36 +350,54 @@ impl Swim {
     // Getters.
 
     pub fn me(&self) -> Member {
-        self.my_record().member()
+        self.seen(Seat::ME).into()
     }
     pub fn member(&self, id: NodeId) -> Option<Member> {
-        self.members.get(&id).map(Record::member)
+        self.table.find(id).map(|seat| self.seen(seat).into())
     }
     /// All that are known, failed and left ones included, sorted by name.
     pub fn members(&self) -> Vec<Member> {
-        self.names.values().map(|id| self.members[id].member()).collect()
+        let mut seats: Vec<Seat> = self.table.iter().map(|(seat, _)| seat).collect();
+        seats.sort_unstable_by_key(|seat| &self.table.get(*seat).state.name);
+        seats.into_iter().map(|seat| self.seen(seat).into()).collect()
+    }
+    /// All that are known: all, and how many of them.
+    pub fn member_count(&self) -> usize {
+        self.table.len()
     }
     /// What this member believes of another.
     pub fn belief(&self, id: NodeId) -> Option<(Status, Incarnation)> {
-        self.members.get(&id).map(|record| (record.status, record.incarnation))
+        let record = self.table.get(self.table.find(id)?);
+        Some((record.status(), record.incarnation()))
     }
     /// Alive and suspect members, this one included unless it left.
     pub fn live_count(&self) -> usize {
-        self.live_count
+        self.table.live_count() + usize::from(self.leave == Leave::No)
     }
     /// Members by status: all, failed, left.
     pub fn counts(&self) -> (usize, usize, usize) {
-        let count = |status| self.members.values().filter(|record| record.status == status).count();
-        (self.members.len(), count(Status::Dead), count(Status::Left))
+        let left = self.table.left_count() + usize::from(self.leave != Leave::No);
+        (self.table.len(), self.table.dead_count(), left)
+    }
+    /// Of the live members and their incarnations: equal at members that know the same.
+    pub fn digest(&self) -> u64 {
+        self.table.digest()
     }
     pub fn health_score(&self) -> u32 {
         self.awareness.score()
+    }
+    /// Serf's member time: above that of every intent heard of.
+    pub fn lamport_time(&self) -> LamportTime {
+        self.lamport_time + 1
     }
     pub fn broadcast_count(&self) -> usize {
         self.broadcasts.len()
     }
     pub fn counters(&self) -> Counters {
-        self.counters
+        Counters {
+            broadcasts_dropped: self.broadcasts.dropped_count(),
+            ..self.counters
+        }
     }
     pub fn config(&self) -> &Config {
         &self.config
@@ -364,7 +412,7 @@ impl Swim {
     }
     /// How often one piece of news is sent in a pool of this size.
     pub fn transmit_limit(&self) -> u32 {
-        self.config.retransmit_limit(self.live_count)
+        self.config.retransmit_limit(self.live_count())
     }
     /// Room for a payload in a packet that holds these messages.
     pub fn free_len_bytes(&self, messages: &[Message]) -> usize {
@@ -380,27 +428,49 @@ impl Swim {
 
     /// When `handle_timeout` is due. Never in the past once it was called.
     pub fn next_timeout(&self) -> Instant {
-        let mut next_at = self.push_pull_at.min(self.reap_at).min(self.reconnect_at);
-        if (self.has_payload || !self.broadcasts.is_empty()) && !self.order.is_empty() {
+        let mut next_at = self.exchanges.push_pull_at.min(self.reap_at).min(self.reconnect_at);
+        if (self.has_payload || !self.broadcasts.is_empty()) && self.table.len() > 1 {
             next_at = next_at.min(self.gossip_at);
         }
-        if let Some((expires_at, _)) = self.suspicions.first() {
+        if let Some((expires_at, _)) = self.expiries.first() {
             next_at = next_at.min(*expires_at);
         }
         if let Leave::Until(until_at) = self.leave {
             next_at = next_at.min(until_at);
         }
-        next_at.min(self.next_probe_timeout()).min(self.next_knock_timeout())
+        next_at
+            .min(self.next_probe_timeout())
+            .min(self.next_knock_timeout())
+            .min(self.next_link_timeout())
     }
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        let output = self.outputs.pop_front();
+        if self.outputs.is_empty() && self.outputs.capacity() > OUTPUT_COUNT_KEPT {
+            // A pool that forms makes an event a member; that memory is not kept for ever.
+            self.outputs = VecDeque::new();
+        }
+        output
     }
 
     // Commands.
 
-    /// Exchanges the full state with this address, as every push/pull does.
+    /// Exchanges state with this address, as every push/pull does.
     pub fn join(&mut self, address: SocketAddr) {
         self.outputs.push_back(Output::PushPull { to: address });
+    }
+    /// Takes these members for alive, without events and without telling anybody: a harness begins with a pool that is
+    /// complete and quiet.
+    pub fn learn(&mut self, now: Instant, members: &[crate::message::RemoteMember]) {
+        self.advance(now);
+        for remote in members {
+            let (member, incarnation) = (&remote.member, remote.incarnation);
+            let is_free = self.table.find(member.id).is_none() && self.table.holder(&member.name).is_none();
+            let has_room = self.table.len() < self.config.member_count_max;
+            if is_free && has_room && member.validate().is_ok() && incarnation < INCARNATION_MAX {
+                self.table.insert(Arc::clone(member), incarnation, &mut self.probe_rng);
+            }
+        }
+        self.broadcasts.clear();
     }
     /// Tells the pool that this member leaves. `Event::LeaveSent` says when the process may end.
     pub fn leave(&mut self, now: Instant) {
@@ -410,15 +480,15 @@ impl Swim {
         }
         self.leave = Leave::Until(now + self.config.leave_timeout);
         self.probe = None;
-        let (me, incarnation) = (self.me, self.my_record().incarnation);
-        self.set_status(now, me, Status::Left);
+        let (me, incarnation) = (self.me, self.my_record().incarnation());
+        self.set_status(now, Seat::ME, Status::Left, me);
         self.broadcast(Update::Left {
             member: me,
             incarnation,
             from: me,
             prune: false,
         });
-        if self.live_count == 0 {
+        if self.table.live_count() == 0 {
             self.end_leave();
         }
     }
@@ -426,11 +496,11 @@ impl Swim {
     /// member refutes it.
     pub fn force_leave(&mut self, now: Instant, name: &str, prune: bool) -> Result<(), UnknownName> {
         self.advance(now);
-        let member = *self.names.get(name).ok_or_else(|| UnknownName(name.to_owned()))?;
-        let incarnation = self.members[&member].incarnation;
-        let from = self.me;
-        if member != self.me {
-            self.apply_left(now, member, incarnation, from, prune);
+        let seat = self.table.holder(name).ok_or_else(|| UnknownName(name.to_owned()))?;
+        if seat != Seat::ME {
+            let (member, from) = (self.table.get(seat).id(), self.me);
+            let time = self.next_lamport_time();
+            self.apply_leave_intent(now, member, time, from, prune);
         }
         Ok(())
     }
@@ -450,13 +520,11 @@ impl Swim {
         if self.my_record().state.tags == tags || self.leave != Leave::No {
             return Ok(());
         }
-        let record = self.my_record_mut();
-        let mut state = MemberState::clone(&record.state);
+        let mut state = MemberState::clone(&self.my_record().state);
         state.tags = tags;
-        record.state = Arc::new(state);
-        let changed = record.member();
+        self.table.set_state(Seat::ME, Arc::new(state));
         self.raise_incarnation(Incarnation::ZERO);
-        self.change(Event::Updated(changed));
+        self.change(Event::Updated(self.seen(Seat::ME)));
         Ok(())
     }
 
@@ -468,7 +536,7 @@ impl Swim {
         let mut is_accused = false;
         let mut round_trip = None;
         for message in messages {
-            is_accused |= self.config.heals_at_contact && self.is_accusation(&message);
+            is_accused |= self.is_accusation(&message);
             match message {
                 Message::Ping { sequence, target } => self.handle_ping(now, from, sequence, target),
                 Message::PingReq {
@@ -478,7 +546,7 @@ impl Swim {
                     wants_nack,
                 } => self.handle_ping_req(now, from, sequence, target, address, wants_nack),
                 Message::Ack { sequence, target } => round_trip = self.handle_ack(now, from, sequence, target),
-                Message::Nack { sequence } => self.handle_nack(sequence, from),
+                Message::Nack { sequence } => self.handle_nack(now, sequence, from),
                 Message::Update(update) => self.handle_update(now, from, update),
                 Message::Payload(payload) => self.outputs.push_back(Output::Payload { from, payload }),
                 Message::Coordinate(coordinate) => {
@@ -494,45 +562,6 @@ impl Swim {
             self.answer_accusation(now, from);
         }
     }
-    /// A peer's half of an exchange, which it began. Answers with ours, or says why the peer is not let in.
-    pub fn handle_push_pull(&mut self, now: Instant, from: SocketAddr, theirs: PushPull) -> Result<PushPull, Refusal> {
-        self.advance(now);
-        let Some(peer) = theirs.members.iter().find(|remote| remote.member.id == theirs.from) else {
-            self.counters.malformed += 1;
-            return Err(Refusal::Invalid {
-                name: theirs.from.to_string(),
-                reason: "it does not describe itself".to_owned(),
-            });
-        };
-        self.admit(&peer.member)?;
-        self.merge(now, from, theirs);
-        // Made after the merge, so that it holds our refutation of what they thought of us: after a partition, one
-        // exchange is enough to see each other again.
-        Ok(self.push_pull_request())
-    }
-    /// A peer's half of an exchange that we began.
-    pub fn handle_push_pull_reply(&mut self, now: Instant, from: SocketAddr, theirs: PushPull) {
-        self.advance(now);
-        self.merge(now, from, theirs);
-        self.met(now, from);
-    }
-    /// Our half of an exchange.
-    pub fn push_pull_request(&self) -> PushPull {
-        PushPull {
-            from: self.me,
-            members: self
-                .members
-                .values()
-                .map(|record| RemoteMember {
-                    member: Arc::clone(&record.state),
-                    incarnation: record.incarnation,
-                    status: record.status,
-                    from: record.left_by,
-                })
-                .collect(),
-            payload: Vec::new(),
-        }
-    }
     /// True when this member is the target: the driver answers the stream with an ack.
     pub fn handle_stream_ping(&self, target: NodeId) -> bool {
         target == self.me
@@ -543,14 +572,12 @@ impl Swim {
         self.expire_suspicions(now);
         self.drive_probe(now);
         self.drive_knocks(now);
+        self.drive_links(now);
         if now >= self.gossip_at {
             self.gossip_at = tick_after(self.gossip_at, self.config.gossip_interval, now);
             self.gossip(now);
         }
-        if now >= self.push_pull_at {
-            self.push_pull_at = now + self.config.push_pull_interval_scaled(self.live_count);
-            self.push_pull();
-        }
+        self.drive_exchanges(now);
         if now >= self.reconnect_at {
             self.reconnect_at = tick_after(self.reconnect_at, self.config.reconnect_interval, now);
             self.reconnect();
@@ -566,40 +593,44 @@ impl Swim {
 
     fn advance(&mut self, now: Instant) {
         assert!(now >= self.now_last, "time went back");
-        let idle_until = self.next_timeout().max(self.now_last);
-        let pause = now - idle_until;
-        self.now_last = now;
-        if self.config.excuses_pauses && pause > self.config.probe_timeout {
-            self.handle_pause(pause);
+        // The cheap half first: nothing was due before `now_last`.
+        if now - self.now_last > self.config.probe_timeout {
+            let idle_until = self.next_timeout().max(self.now_last);
+            let pause = now - idle_until;
+            if self.config.excuses_pauses && pause > self.config.probe_timeout {
+                self.handle_pause(pause);
+            }
         }
+        self.now_last = now;
     }
     /// We did not run although something was due: stopped, starved or suspended. What others said meanwhile is still to
     /// be read, so that the time does not count against them.
     fn handle_pause(&mut self, pause: Duration) {
         self.counters.pauses += 1;
         self.awareness.worsen(1);
-        for (expires_at, id) in std::mem::take(&mut self.suspicions) {
-            let record = self.members.get_mut(&id).expect("suspects are known");
-            record
-                .suspicion
-                .as_mut()
-                .expect("a suspect has a suspicion")
-                .delay(pause);
-            self.suspicions.insert((expires_at + pause, id));
+        self.expiries.clear();
+        for (seat, suspicion) in &mut self.suspicions {
+            suspicion.delay(pause);
+            self.expiries.insert((suspicion.expires_at(), *seat));
         }
         if let Some(probe) = &mut self.probe {
             probe.delay(pause);
         }
     }
-    fn my_record(&self) -> &Record {
-        self.members
-            .get(&self.me)
-            .expect("this member is always in its own table")
+    fn my_record(&self) -> &table::Record {
+        self.table.get(Seat::ME)
     }
-    fn my_record_mut(&mut self) -> &mut Record {
-        self.members
-            .get_mut(&self.me)
-            .expect("this member is always in its own table")
+    fn seen(&self, seat: Seat) -> Seen {
+        let record = self.table.get(seat);
+        Seen {
+            state: Arc::clone(&record.state),
+            status: match record.status() {
+                Status::Alive | Status::Suspect if self.leave_intents.contains_key(&seat) => MemberStatus::Leaving,
+                Status::Alive | Status::Suspect => MemberStatus::Alive,
+                Status::Dead => MemberStatus::Failed,
+                Status::Left => MemberStatus::Left,
+            },
+        }
     }
     fn emit(&mut self, event: Event) {
         self.outputs.push_back(Output::Event(event));
@@ -619,653 +650,50 @@ impl Swim {
         }
     }
 
-    // Rules on updates.
-
-    fn handle_update(&mut self, now: Instant, source: SocketAddr, update: Update) {
-        if update.incarnation() >= INCARNATION_MAX {
-            return self.malformed(source, InvalidMember::Incarnation);
-        }
-        match update {
-            Update::Alive { member, incarnation } => self.apply_alive(now, source, member, incarnation),
-            Update::Suspect {
-                member,
-                incarnation,
-                from,
-            } => self.apply_suspect(now, member, incarnation, from),
-            Update::Dead {
-                member,
-                incarnation,
-                from,
-            } => self.apply_dead(now, member, incarnation, from),
-            Update::Left {
-                member,
-                incarnation,
-                from,
-                prune,
-            } => self.apply_left(now, member, incarnation, from, prune),
-        }
-    }
-
-    fn malformed(&mut self, from: SocketAddr, reason: InvalidMember) {
-        self.counters.malformed += 1;
-        self.emit(Event::Malformed { from, reason });
-    }
-
-    /// Why a peer may not exchange state with us, and so not join.
-    fn admit(&mut self, peer: &MemberState) -> Result<(), Refusal> {
-        let name = peer.name.clone();
-        if let Err(reason) = peer.validate() {
-            return Err(Refusal::Invalid {
-                name,
-                reason: reason.to_string(),
-            });
-        }
-        if self.is_foreign(peer) {
-            return Err(Refusal::WrongDatacenter {
-                name,
-                datacenter: peer.datacenter.clone(),
-            });
-        }
-        if peer.id == self.me && peer.address != self.my_record().state.address {
-            return Err(Refusal::IdTaken { name, id: peer.id });
-        }
-        if let Some(holder) = self.live_holder(peer) {
-            return Err(Refusal::NameTaken {
-                name,
-                claimant: peer.id,
-                holder,
-            });
-        }
-        if !self.members.contains_key(&peer.id) && self.members.len() >= self.config.member_count_max {
-            self.counters.refused_full += 1;
-            return Err(Refusal::Full);
-        }
-        Ok(())
-    }
-    fn is_foreign(&mut self, peer: &MemberState) -> bool {
-        if !self.config.same_datacenter_only || peer.datacenter == self.my_record().state.datacenter {
-            return false;
-        }
-        self.counters.wrong_datacenter += 1;
-        self.emit(Event::WrongDatacenter {
-            name: peer.name.clone(),
-            datacenter: peer.datacenter.clone(),
-        });
-        true
-    }
-    /// Another live member with this one's name. Told as a conflict.
-    fn live_holder(&mut self, claimant: &MemberState) -> Option<NodeId> {
-        let holder = *self.names.get(&claimant.name)?;
-        // Our own name is never free, even while we leave.
-        if holder == claimant.id || (holder != self.me && !self.members[&holder].status.is_live()) {
-            return None;
-        }
-        self.conflict(holder, claimant);
-        Some(holder)
-    }
-    fn conflict(&mut self, holder: NodeId, claimant: &MemberState) {
-        self.counters.conflicts += 1;
-        self.emit(Event::Conflict {
-            name: claimant.name.clone(),
-            holder,
-            claimant: claimant.id,
-            claimant_address: claimant.address,
-        });
-    }
-
-    fn apply_alive(&mut self, now: Instant, source: SocketAddr, member: Arc<MemberState>, incarnation: Incarnation) {
-        if let Err(reason) = member.validate() {
-            return self.malformed(source, reason);
-        }
-        let id = member.id;
-        if id == self.me {
-            return self.hear_of_self(&member, incarnation);
-        }
-        if self
-            .members
-            .get(&id)
-            .is_some_and(|record| incarnation <= record.incarnation)
-        {
-            return;
-        }
-        if self.is_foreign(&member) || self.live_holder(&member).is_some() {
-            return;
-        }
-        if !self.members.contains_key(&id) && self.members.len() >= self.config.member_count_max {
-            self.counters.refused_full += 1;
-            return self.emit(Event::Full { refused: id });
-        }
-        // A failed or left member's name may be taken: who comes back under it is somebody else.
-        if let Some(holder) = self.names.get(&member.name).copied().filter(|holder| *holder != id) {
-            self.forget(holder);
-        }
-        if self
-            .members
-            .get(&id)
-            .is_some_and(|record| record.state.name != member.name)
-        {
-            // Renamed: those who know members by name see one go and another come.
-            self.forget(id);
-        }
-        self.broadcast(Update::Alive {
-            member: Arc::clone(&member),
-            incarnation,
-        });
-        let Some(record) = self.members.get_mut(&id) else {
-            return self.admit_new(now, member, incarnation);
-        };
-        let before = record.status;
-        let is_updated = record.state != member;
-        record.incarnation = incarnation;
-        self.addresses.remove(&(record.state.address, id));
-        self.addresses.insert((member.address, id));
-        record.state = member;
-        let was_leaving = record.leave_intent.take().is_some();
-        record.left_by = id;
-        self.set_status(now, id, Status::Alive);
-        let member = self.members[&id].member();
-        match before {
-            Status::Dead | Status::Left => self.change(Event::Joined(member)),
-            Status::Alive | Status::Suspect => {
-                if before == Status::Suspect {
-                    self.emit(Event::Cleared {
-                        member: id,
-                        incarnation,
-                    });
-                }
-                if is_updated || was_leaving {
-                    self.change(Event::Updated(member));
-                }
-            }
-        }
-    }
-    fn admit_new(&mut self, now: Instant, state: Arc<MemberState>, incarnation: Incarnation) {
-        let id = state.id;
-        let record = Record {
-            incarnation,
-            status: Status::Alive,
-            changed_at: now,
-            suspicion: None,
-            leave_intent: None,
-            left_by: id,
-            state,
-        };
-        let member = record.member();
-        self.names.insert(member.name.clone(), id);
-        self.addresses.insert((member.address, id));
-        self.members.insert(id, record);
-        self.live_count += 1;
-        // At a random place, or the newest would wait longest for its first probe.
-        let last = self.order.len();
-        self.order.push(id);
-        let place = below(&mut self.probe_rng, last + 1);
-        self.order.swap(place, last);
-        self.change(Event::Joined(member));
-    }
-
-    /// An alive about us: an echo of our own words, or of a predecessor's, or another member with our id.
-    fn hear_of_self(&mut self, member: &MemberState, incarnation: Incarnation) {
-        if self.leave != Leave::No {
-            return;
-        }
-        let record = self.my_record();
-        if incarnation < record.incarnation || (incarnation == record.incarnation && *member == *record.state) {
-            return;
-        }
-        if member.address != record.state.address && incarnation == record.incarnation {
-            self.conflict(self.me, member);
-        }
-        self.refute(incarnation);
-    }
-    fn refute(&mut self, accused: Incarnation) {
-        // To be asked to refute is a sign that we are slow.
-        self.awareness.worsen(1);
-        self.counters.refutations += 1;
-        let incarnation = self.raise_incarnation(accused);
-        self.emit(Event::Refuted { incarnation });
-    }
-    /// Above `above` and all of ours so far, and tells the pool.
-    fn raise_incarnation(&mut self, above: Incarnation) -> Incarnation {
-        let record = self.my_record_mut();
-        record.incarnation = record.incarnation.max(above).next();
-        let incarnation = record.incarnation;
-        let member = Arc::clone(&record.state);
-        self.broadcast(Update::Alive { member, incarnation });
-        incarnation
-    }
-
-    fn apply_suspect(&mut self, now: Instant, id: NodeId, incarnation: Incarnation, from: NodeId) {
-        let Some(record) = self
-            .members
-            .get_mut(&id)
-            .filter(|record| incarnation >= record.incarnation)
-        else {
-            return;
-        };
-        match record.status {
-            Status::Dead | Status::Left => {}
-            Status::Alive if id == self.me => self.refute(incarnation),
-            Status::Alive => {
-                record.incarnation = incarnation;
-                self.suspect(now, id, incarnation, from);
-            }
-            Status::Suspect => {
-                record.incarnation = incarnation;
-                let suspicion = record.suspicion.as_mut().expect("a suspect has a suspicion");
-                let expires_at = suspicion.expires_at();
-                if suspicion.confirm(from) {
-                    self.suspicions.remove(&(expires_at, id));
-                    self.suspicions.insert((suspicion.expires_at(), id));
-                    self.broadcast(Update::Suspect {
-                        member: id,
-                        incarnation,
-                        from,
-                    });
-                    self.expire_suspicions(now);
-                }
-            }
-        }
-    }
-    fn suspect(&mut self, now: Instant, id: NodeId, incarnation: Incarnation, from: NodeId) {
-        // Two probe intervals short of what the multiplier expects, as members' probes have no common phase; and without
-        // enough members to confirm, none is expected (we and the suspect do not count).
-        let confirmations = usize::try_from(self.config.suspicion_mult.saturating_sub(2)).unwrap_or(usize::MAX);
-        let confirmations = if !self.config.lha_suspicion || self.live_count < confirmations + 2 {
-            0
-        } else {
-            confirmations
-        };
-        let timeout_min = self.config.suspicion_timeout_min(self.live_count);
-        let timeout_max = timeout_min.saturating_mul(self.config.suspicion_max_timeout_mult.max(1));
-        let confirmations = u32::try_from(confirmations).expect("came from a u32");
-        let suspicion = Suspicion::new(now, from, confirmations, timeout_min, timeout_max);
-        self.set_status(now, id, Status::Suspect);
-        self.suspicions.insert((suspicion.expires_at(), id));
-        self.members.get_mut(&id).expect("suspects are known").suspicion = Some(suspicion);
-        self.counters.suspicions += 1;
-        self.broadcast(Update::Suspect {
-            member: id,
-            incarnation,
-            from,
-        });
-        self.emit(Event::Suspected {
-            member: id,
-            incarnation,
-            from,
-        });
-    }
-    fn expire_suspicions(&mut self, now: Instant) {
-        while let Some((_, id)) = self
-            .suspicions
-            .first()
-            .copied()
-            .filter(|(expires_at, _)| *expires_at <= now)
-        {
-            let incarnation = self.members[&id].incarnation;
-            let me = self.me;
-            self.declare_dead(now, id, incarnation, me);
-        }
-    }
-
-    fn apply_dead(&mut self, now: Instant, id: NodeId, incarnation: Incarnation, from: NodeId) {
-        let Some(record) = self
-            .members
-            .get_mut(&id)
-            .filter(|record| incarnation >= record.incarnation)
-        else {
-            return;
-        };
-        match record.status {
-            Status::Dead | Status::Left => {}
-            Status::Alive if id == self.me => self.refute(incarnation),
-            Status::Alive if !self.config.weighs_accusers => self.declare_dead(now, id, incarnation, from),
-            // The word of one member that we heard no suspicion of. It may have been cut off itself, so the accused gets
-            // the time of a suspicion to refute.
-            Status::Alive => {
-                record.incarnation = incarnation;
-                self.suspect(now, id, incarnation, from);
-            }
-            Status::Suspect => self.declare_dead(now, id, incarnation, from),
-        }
-    }
-    fn declare_dead(&mut self, now: Instant, id: NodeId, incarnation: Incarnation, from: NodeId) {
-        let record = self.members.get_mut(&id).expect("only known members are declared dead");
-        record.incarnation = incarnation;
-        if let Some(intent) = record.leave_intent {
-            return self.declare_left(now, id, incarnation, intent.from, intent.prune);
-        }
-        self.set_status(now, id, Status::Dead);
-        self.broadcast(Update::Dead {
-            member: id,
-            incarnation,
-            from,
-        });
-        let member = self.members[&id].member();
-        self.change(Event::Failed(member));
-    }
-
-    fn apply_left(&mut self, now: Instant, id: NodeId, incarnation: Incarnation, from: NodeId, prune: bool) {
-        let Some(record) = self
-            .members
-            .get_mut(&id)
-            .filter(|record| incarnation >= record.incarnation)
-        else {
-            return;
-        };
-        let is_own_word = from == id;
-        match record.status {
-            Status::Left if id == self.me => {}
-            _ if id == self.me => self.refute(incarnation),
-            Status::Left if !prune => {}
-            Status::Left | Status::Dead => self.declare_left(now, id, incarnation, from, prune),
-            Status::Alive | Status::Suspect if is_own_word => self.declare_left(now, id, incarnation, from, false),
-            Status::Alive | Status::Suspect => {
-                let is_news = record.leave_intent.is_none_or(|intent| prune && !intent.prune);
-                if !is_news {
-                    return;
-                }
-                record.incarnation = incarnation;
-                record.leave_intent = Some(LeaveIntent { from, prune });
-                let member = record.member();
-                self.broadcast(Update::Left {
-                    member: id,
-                    incarnation,
-                    from,
-                    prune,
-                });
-                self.change(Event::Leaving(member));
-            }
-        }
-    }
-    fn declare_left(&mut self, now: Instant, id: NodeId, incarnation: Incarnation, from: NodeId, prune: bool) {
-        let record = self.members.get_mut(&id).expect("only known members are declared left");
-        let was_left = record.status == Status::Left;
-        record.incarnation = incarnation;
-        record.left_by = from;
-        record.leave_intent = None;
-        self.set_status(now, id, Status::Left);
-        self.broadcast(Update::Left {
-            member: id,
-            incarnation,
-            from,
-            prune,
-        });
-        if !was_left {
-            let member = self.members[&id].member();
-            self.change(Event::Left(member));
-        }
-        if prune {
-            self.forget(id);
-        }
-    }
-
-    fn set_status(&mut self, now: Instant, id: NodeId, status: Status) {
-        let record = self.members.get_mut(&id).expect("only known members have a status");
-        if let Some(suspicion) = record.suspicion.take() {
-            self.suspicions.remove(&(suspicion.expires_at(), id));
-        }
-        if record.status == status {
-            return;
-        }
-        match (record.status.is_live(), status.is_live()) {
-            (true, false) => self.live_count -= 1,
-            (false, true) => self.live_count += 1,
-            _ => {}
-        }
-        record.status = status;
-        record.changed_at = now;
-        if status != Status::Dead {
-            self.dead.remove(&id);
-        } else if self.dead.insert(id) && self.dead.len() == 1 {
-            self.wind_knocks(now);
-        }
-    }
-    fn forget(&mut self, id: NodeId) {
-        assert_ne!(id, self.me, "this member never forgets itself");
-        let record = self.members.remove(&id).expect("only known members are forgotten");
-        if let Some(suspicion) = &record.suspicion {
-            self.suspicions.remove(&(suspicion.expires_at(), id));
-        }
-        if record.status.is_live() {
-            self.live_count -= 1;
-        }
-        self.dead.remove(&id);
-        self.addresses.remove(&(record.state.address, id));
-        if let Some(coordinates) = &mut self.coordinates {
-            coordinates.forget(id);
-        }
-        let holder = self.names.remove(&record.state.name);
-        assert_eq!(holder, Some(id), "a member holds its name");
-        let place = self
-            .order
-            .iter()
-            .position(|other| *other == id)
-            .expect("all but us are in the order");
-        self.order.remove(place);
-        if place < self.order_index {
-            self.order_index -= 1;
-        }
-        self.probe.take_if(|probe| probe.target() == id);
-        self.change(Event::Reaped(record.member()));
-    }
-
-    fn merge(&mut self, now: Instant, source: SocketAddr, theirs: PushPull) {
-        let me = self.me;
-        for remote in theirs.members {
-            let RemoteMember {
-                member,
-                incarnation,
-                status,
-                from,
-            } = remote;
-            let id = member.id;
-            let update = match status {
-                Status::Alive => Update::Alive { member, incarnation },
-                Status::Left => Update::Left {
-                    member: id,
-                    incarnation,
-                    from,
-                    prune: false,
-                },
-                // That they hold it dead may be old news: it gets the chance to refute.
-                Status::Suspect | Status::Dead => Update::Suspect {
-                    member: id,
-                    incarnation,
-                    from: me,
-                },
-            };
-            self.handle_update(now, source, update);
-        }
-    }
-
-    // Rounds.
-
-    /// Up to `count` members that `accept` takes, at random.
-    fn pick(
-        &self,
-        rng: &mut ChaCha8Rng,
-        count: usize,
-        accept: impl Fn(NodeId, &Record) -> bool,
-    ) -> Vec<(NodeId, SocketAddr)> {
-        let mut picked: Vec<(NodeId, SocketAddr)> = Vec::with_capacity(count);
-        let total = self.order.len();
-        let mut consider = |id: NodeId| {
-            let record = &self.members[&id];
-            if accept(id, record) && !picked.iter().any(|(other, _)| *other == id) {
-                picked.push((id, record.state.address));
-            }
-            picked.len() < count
-        };
-        if count == 0 || total == 0 {
-            return picked;
-        }
-        if total <= 64 {
-            // Few enough to look at all of them, so that no fitting one is missed.
-            let mut candidates = self.order.clone();
-            shuffle(rng, &mut candidates);
-            for id in candidates {
-                if !consider(id) {
-                    break;
-                }
-            }
-        } else {
-            for _ in 0..3 * total {
-                if !consider(self.order[below(rng, total)]) {
-                    break;
-                }
-            }
-        }
-        picked
-    }
-
-    fn gossip(&mut self, now: Instant) {
-        if self.broadcasts.is_empty() && !self.has_payload {
-            return;
-        }
-        let mut rng = self.gossip_rng.clone();
-        let to_the_dead = self.config.gossip_to_the_dead_time;
-        let peers = self.pick(&mut rng, self.config.gossip_node_count, |_, record| {
-            match record.status {
-                Status::Alive | Status::Suspect => true,
-                Status::Dead => now - record.changed_at <= to_the_dead,
-                Status::Left => false,
-            }
-        });
-        self.gossip_rng = rng;
-        for (_, to) in peers {
-            let mut messages = Vec::new();
-            self.fill(&mut messages);
-            if messages.is_empty() && !self.has_payload {
-                break;
-            }
-            self.outputs.push_back(Output::Packet { to, messages });
-        }
-    }
-    /// Adds as many waiting updates as still fit the packet.
-    fn fill(&mut self, messages: &mut Vec<Message>) {
-        let used: usize = messages.iter().map(Message::len_bytes).sum();
-        let free = self
-            .config
-            .packet_len_bytes_max
-            .min(GOSSIP_PACKET_LEN_BYTES_MAX)
-            .saturating_sub(PACKET_OVERHEAD_LEN_BYTES + used);
-        let limit = self.config.retransmit_limit(self.live_count);
-        let mut updates = Vec::new();
-        self.broadcasts.take(free, limit, &mut updates);
-        messages.extend(updates.into_iter().map(Message::Update));
-        if matches!(self.leave, Leave::Until(_)) && !self.broadcasts.contains(self.me) {
-            self.end_leave();
-        }
-    }
-    /// Sends a message with as much news as fits.
-    fn send(&mut self, to: SocketAddr, message: Message) {
-        let mut messages = vec![message];
-        self.fill(&mut messages);
-        self.outputs.push_back(Output::Packet { to, messages });
-    }
-    fn end_leave(&mut self) {
-        self.leave = Leave::Sent;
-        self.emit(Event::LeaveSent);
-    }
-    fn push_pull(&mut self) {
-        if self.leave != Leave::No {
-            return;
-        }
-        let mut rng = self.stream_rng.clone();
-        let peers = self.pick(&mut rng, 1, |_, record| record.status == Status::Alive);
-        self.stream_rng = rng;
-        for (_, to) in peers {
-            self.outputs.push_back(Output::PushPull { to });
-        }
-    }
-    /// Serf's rule: one failed member at random, the likelier the more of the pool failed.
-    fn reconnect(&mut self) {
-        if self.leave != Leave::No {
-            return;
-        }
-        let failed_count = self
-            .members
-            .values()
-            .filter(|record| record.status == Status::Dead)
-            .count();
-        if failed_count == 0 || below(&mut self.stream_rng, self.live_count.max(1)) >= failed_count {
-            return;
-        }
-        let nth = below(&mut self.stream_rng, failed_count);
-        let mut failed = self.members.values().filter(|record| record.status == Status::Dead);
-        let to = failed.nth(nth).expect("drawn below their number").state.address;
-        self.outputs.push_back(Output::PushPull { to });
-    }
-    fn reap(&mut self, now: Instant) {
-        let due: Vec<NodeId> = self
-            .members
-            .iter()
-            .filter(|(id, record)| {
-                let age = now - record.changed_at;
-                **id != self.me
-                    && match record.status {
-                        Status::Dead => age > self.config.reconnect_timeout,
-                        Status::Left => age > self.config.tombstone_timeout,
-                        Status::Alive | Status::Suspect => false,
-                    }
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        for id in due {
-            self.forget(id);
-        }
-    }
-
     /// The invariants. Tests and the simulator call it after every step.
     pub fn check(&self) {
-        assert!(self.members.contains_key(&self.me), "this member is in its own table");
+        self.table.check();
+        assert_eq!(self.my_record().id(), self.me, "this member is in its own table");
         assert!(
-            self.members.len() <= self.config.member_count_max.max(1),
+            self.table.len() <= self.config.member_count_max.max(1),
             "the table is bounded"
         );
-        assert_eq!(
-            self.names.len(),
-            self.members.len(),
-            "a name has one holder, a member one name"
-        );
-        assert_eq!(self.order.len() + 1, self.members.len(), "all but us are probed");
-        assert!(
-            self.order_index <= self.order.len(),
-            "the next to be probed is in the order"
-        );
-        let live = self.members.values().filter(|record| record.status.is_live()).count();
-        assert_eq!(self.live_count, live, "live members are counted");
-        let order: BTreeSet<NodeId> = self.order.iter().copied().collect();
-        assert_eq!(order.len(), self.order.len(), "nobody is probed twice a round");
-        assert!(!order.contains(&self.me), "nobody probes itself");
-        for (id, record) in &self.members {
-            assert_eq!(record.state.id, *id, "a record stands under its id");
-            assert_eq!(self.names.get(&record.state.name), Some(id), "a member holds its name");
+        for (seat, record) in self.table.iter() {
             assert_eq!(
-                record.suspicion.is_some(),
-                record.status == Status::Suspect,
+                self.suspicions.contains_key(&seat),
+                record.status() == Status::Suspect,
                 "a suspicion belongs to a suspect"
             );
-            assert!(record.state.validate().is_ok(), "only valid members are kept");
+            assert_eq!(
+                self.gone.contains_key(&seat),
+                !record.status().is_live(),
+                "it is known since when a member is gone"
+            );
             assert!(
-                record.leave_intent.is_none() || record.status.is_live(),
+                record.status().is_live() || !self.leave_intents.contains_key(&seat),
                 "an intent is about a live member"
             );
-            if let Some(suspicion) = &record.suspicion {
-                suspicion.check();
-                assert!(
-                    self.suspicions.contains(&(suspicion.expires_at(), *id)),
-                    "a suspicion has its timer"
-                );
+        }
+        for (seat, suspicion) in &self.suspicions {
+            suspicion.check();
+            assert!(
+                self.expiries.contains(&(suspicion.expires_at(), *seat)),
+                "a suspicion has its timer"
+            );
+        }
+        assert_eq!(self.expiries.len(), self.suspicions.len(), "a timer has its suspicion");
+        for seats in [
+            self.suspicions.keys().collect::<Vec<_>>(),
+            self.gone.keys().collect(),
+            self.leave_intents.keys().collect(),
+            self.intent_times.keys().collect(),
+        ] {
+            for seat in seats {
+                // Only of known members is more known: no other seat is taken.
+                self.table.get(*seat);
             }
         }
-        let suspect_count = self
-            .members
-            .values()
-            .filter(|record| record.status == Status::Suspect)
-            .count();
-        assert_eq!(self.suspicions.len(), suspect_count, "a timer has its suspicion");
-        let mine = self.my_record().status;
+        let mine = self.my_record().status();
         assert_eq!(
             mine == Status::Left,
             self.leave != Leave::No,
@@ -1277,13 +705,10 @@ impl Swim {
         );
         self.awareness.check();
         self.broadcasts.check();
+        self.rules.check();
+        self.doubt.check();
         self.check_probes();
         self.check_healing();
-    }
-}
-
-fn shuffle(rng: &mut ChaCha8Rng, ids: &mut [NodeId]) {
-    for last in (1..ids.len()).rev() {
-        ids.swap(last, below(rng, last + 1));
+        self.check_links();
     }
 }

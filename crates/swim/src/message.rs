@@ -3,7 +3,7 @@
 //! Invariant: `len_bytes` of a message is never less than its encoded length, so that a packet that adds up fits.
 //! Not here: byte layouts, versions and checksums (`wire::gossip`).
 
-use quorate_types::{Coordinate, Incarnation, NodeId};
+use quorate_types::{Coordinate, Incarnation, Member, MemberStatus, NodeId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -124,31 +124,55 @@ pub enum Update {
         incarnation: Incarnation,
         from: NodeId,
     },
-    /// From the member itself: it left. From another: an operator's word that it will not come back, which takes effect
-    /// once it is dead, and which it refutes when it is not.
+    /// The member left. Its own word: `from` is the member, and from anybody else this says nothing.
     Left {
         member: NodeId,
         incarnation: Incarnation,
         from: NodeId,
+        prune: bool,
+    },
+    /// An operator's word that the member will not come back. It takes effect once the member is dead; a live one answers
+    /// with a `JoinIntent`. Serf's leave intent: only the latest intent about a member counts.
+    LeaveIntent {
+        member: NodeId,
+        time: LamportTime,
+        from: NodeId,
         /// Forget it at once.
         prune: bool,
     },
+    /// The member's own word that it means to stay.
+    JoinIntent { member: NodeId, time: LamportTime },
 }
+
+/// Orders what operators and members want, whatever happens to incarnations meanwhile (Lamport 1978).
+pub type LamportTime = u64;
+/// Every intent raises the clock by one; nobody honest comes near this.
+pub const LAMPORT_TIME_MAX: LamportTime = 1 << 62;
 
 impl Update {
     pub fn subject(&self) -> NodeId {
         match self {
             Self::Alive { member, .. } => member.id,
-            Self::Suspect { member, .. } | Self::Dead { member, .. } | Self::Left { member, .. } => *member,
+            Self::Suspect { member, .. }
+            | Self::Dead { member, .. }
+            | Self::Left { member, .. }
+            | Self::LeaveIntent { member, .. }
+            | Self::JoinIntent { member, .. } => *member,
         }
     }
+    /// Of the member that this is about; intents are about all of them.
     pub fn incarnation(&self) -> Incarnation {
         match self {
+            Self::LeaveIntent { .. } | Self::JoinIntent { .. } => Incarnation::ZERO,
             Self::Alive { incarnation, .. }
             | Self::Suspect { incarnation, .. }
             | Self::Dead { incarnation, .. }
             | Self::Left { incarnation, .. } => *incarnation,
         }
+    }
+    /// What a member wants or is wanted to do, not how it is.
+    pub fn is_intent(&self) -> bool {
+        matches!(self, Self::LeaveIntent { .. } | Self::JoinIntent { .. })
     }
     /// At least the encoded length as a message of a packet.
     pub fn len_bytes(&self) -> usize {
@@ -156,7 +180,8 @@ impl Update {
             + match self {
                 Self::Alive { member, .. } => member.len_bytes() + NUMBER,
                 Self::Suspect { .. } | Self::Dead { .. } => UUID + NUMBER + UUID,
-                Self::Left { .. } => UUID + NUMBER + UUID + BOOL,
+                Self::Left { .. } | Self::LeaveIntent { .. } => UUID + NUMBER + UUID + BOOL,
+                Self::JoinIntent { .. } => UUID + NUMBER,
             }
     }
 }
@@ -201,14 +226,61 @@ pub struct RemoteMember {
     pub from: NodeId,
 }
 
-/// All that a member knows, exchanged over a stream in both directions.
+/// What a member knows, exchanged over a stream in both directions.
+///
+/// An exchange between members that may well know the same begins with a digest, and only when the digests differ does
+/// the answer hold all that the other side knows. What only the asker knew it then sends as packets, or, when that is
+/// much, in a second exchange.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushPull {
     pub from: NodeId,
+    /// The sender, and those of whom the other side may not know; all when `is_whole`.
     pub members: Vec<RemoteMember>,
     /// Of another layer, exchanged along: set and taken by the driver.
     #[serde(with = "serde_bytes")]
     pub payload: Vec<u8>,
+    pub is_whole: bool,
+    /// Of the live members that the sender knows and their incarnations. Equal digests: nothing to tell.
+    pub digest: u64,
+    /// The sender's Lamport clock.
+    pub time: LamportTime,
+    /// The latest intents about members that the sender knows.
+    pub intents: Vec<Intent>,
+}
+
+/// The latest that is wanted of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    pub member: NodeId,
+    pub time: LamportTime,
+    /// Who wants it to leave; `None`: it means to stay.
+    pub leave: Option<NodeId>,
+}
+
+/// A member as it is seen; what it says of itself is shared, not copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub state: Arc<MemberState>,
+    pub status: MemberStatus,
+}
+
+impl std::ops::Deref for Seen {
+    type Target = MemberState;
+    fn deref(&self) -> &MemberState {
+        &self.state
+    }
+}
+
+impl From<Seen> for Member {
+    fn from(seen: Seen) -> Self {
+        Self {
+            id: seen.state.id,
+            name: seen.state.name.clone(),
+            address: seen.state.address,
+            tags: seen.state.tags.clone(),
+            status: seen.status,
+        }
+    }
 }
 
 /// Why a member is not let in.

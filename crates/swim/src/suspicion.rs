@@ -3,7 +3,7 @@
 //! Lifeguard's LHA-Suspicion: the timeout starts at its maximum and shrinks, on a logarithmic scale, as independent
 //! members confirm. Without enough members to confirm it is the minimum from the start.
 //! In: `new`, `confirm`. Out: `expires_at`; the caller gossips.
-//! Invariants: `timeout_min <= timeout <= timeout_max`; a confirmer counts once; a confirmation never lengthens it.
+//! Invariants: `timeout_min <= timeout <= timeout_max`, unless extended or hastened; a confirmer counts once; a confirmation never lengthens it.
 //! Not here: who is probed (`probe`), how healthy we are ourselves (`awareness`).
 
 use quorate_types::{Instant, NodeId};
@@ -63,6 +63,30 @@ impl Suspicion {
         self.expires_at = self.expires_at.min(self.started_at + timeout);
         true
     }
+    /// Ends no sooner than `at`: the accused did not have its chance to answer us yet. True when that changed anything.
+    pub(crate) fn extend(&mut self, at: Instant) -> bool {
+        let is_later = at > self.expires_at;
+        self.expires_at = self.expires_at.max(at);
+        is_later
+    }
+    /// Ends at `at`, if that is sooner.
+    pub(crate) fn hasten(&mut self, at: Instant) {
+        self.expires_at = self.expires_at.min(at.max(self.started_at));
+    }
+    /// The time in which the accused hears of it, refutes, and we hear of that.
+    pub(crate) fn grace(&self) -> Duration {
+        self.timeout_min / 4
+    }
+    pub(crate) fn started_at(&self) -> Instant {
+        self.started_at
+    }
+    pub(crate) fn accusers(&self) -> impl Iterator<Item = NodeId> {
+        self.accusers.iter().copied()
+    }
+    /// Somebody else than `from` thinks so, too.
+    pub(crate) fn has_other_accuser(&self, from: NodeId) -> bool {
+        self.accusers.iter().any(|accuser| *accuser != from)
+    }
     /// Starts and ends later: the time between did not count.
     pub(crate) fn delay(&mut self, by: Duration) {
         self.started_at += by;
@@ -74,8 +98,7 @@ impl Suspicion {
             "confirmations are bounded"
         );
         let timeout = self.expires_at - self.started_at;
-        assert!(timeout >= self.timeout_min, "a suspicion lasts its minimum");
-        assert!(timeout <= self.timeout_max.max(self.timeout_min), "a suspicion ends");
+        assert!(timeout >= self.grace(), "a suspicion leaves time to refute it");
     }
 }
 

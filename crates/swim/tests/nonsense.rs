@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use quorate_swim::{
-    Config, INCARNATION_MAX, MemberState, Message, Output, PACKET_OVERHEAD_LEN_BYTES, PushPull, RemoteMember, Status,
-    Swim, Update,
+    Config, INCARNATION_MAX, Intent, LAMPORT_TIME_MAX, LamportTime, MemberState, Message, Output,
+    PACKET_OVERHEAD_LEN_BYTES, PushPull, RemoteMember, Status, Swim, Update,
 };
 use quorate_types::{Incarnation, Instant, NodeId, Uuid};
 use rand_chacha::ChaCha8Rng;
@@ -52,6 +52,9 @@ fn any_incarnation() -> impl Strategy<Value = Incarnation> {
         1 => Just(Incarnation(u64::MAX)),
     ]
 }
+fn any_time() -> impl Strategy<Value = LamportTime> {
+    prop_oneof![8 => 0_u64..12, 1 => Just(LAMPORT_TIME_MAX - 1), 1 => Just(u64::MAX)]
+}
 fn any_member() -> impl Strategy<Value = Arc<MemberState>> {
     let datacenter = prop_oneof![9 => Just("dc1"), 1 => Just("dc2"), 1 => Just("")];
     (any_id(), 0_u8..8, any_address(), datacenter, 0_usize..3).prop_map(|(id, n, address, datacenter, tag)| {
@@ -73,6 +76,13 @@ fn any_update() -> impl Strategy<Value = Update> {
         2 => (about(), any::<bool>()).prop_map(|((member, incarnation, from), prune)| {
             Update::Left { member, incarnation, from, prune }
         }),
+        2 => (any_id(), any_incarnation()).prop_map(|(member, incarnation)| {
+            Update::Left { member, incarnation, from: member, prune: false }
+        }),
+        2 => (any_id(), any_time(), any_id(), any::<bool>()).prop_map(|(member, time, from, prune)| {
+            Update::LeaveIntent { member, time, from, prune }
+        }),
+        1 => (any_id(), any_time()).prop_map(|(member, time)| Update::JoinIntent { member, time }),
     ]
 }
 fn any_message() -> impl Strategy<Value = Message> {
@@ -101,10 +111,18 @@ fn any_state() -> impl Strategy<Value = PushPull> {
             from,
         }
     });
-    (any_id(), prop::collection::vec(remote, 0..6)).prop_map(|(from, members)| PushPull {
+    let intent = (any_id(), any_time(), prop::option::of(any_id()));
+    let intent = intent.prop_map(|(member, time, leave)| Intent { member, time, leave });
+    let members = prop::collection::vec(remote, 0..6);
+    let rest = (any::<bool>(), 0_u64..3, any_time(), prop::collection::vec(intent, 0..4));
+    (any_id(), members, rest).prop_map(|(from, members, (is_whole, digest, time, intents))| PushPull {
         from,
         members,
         payload: Vec::new(),
+        is_whole,
+        digest,
+        time,
+        intents,
     })
 }
 fn any_input() -> impl Strategy<Value = Input> {

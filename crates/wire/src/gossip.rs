@@ -214,7 +214,7 @@ mod tests {
     use super::*;
     use proptest::collection::{btree_map, vec};
     use proptest::prelude::*;
-    use quorate_swim::{Config, MemberState, PACKET_OVERHEAD_LEN_BYTES, RemoteMember, Status, Update};
+    use quorate_swim::{Config, Intent, MemberState, PACKET_OVERHEAD_LEN_BYTES, RemoteMember, Status, Update};
     use quorate_types::{Coordinate, Incarnation, Uuid};
     use std::collections::BTreeMap;
     use std::net::{IpAddr, SocketAddr};
@@ -262,6 +262,15 @@ mod tests {
                 from,
                 prune
             }),
+            (any_id(), any::<u64>(), any_id(), any::<bool>()).prop_map(|(member, time, from, prune)| {
+                Update::LeaveIntent {
+                    member,
+                    time,
+                    from,
+                    prune,
+                }
+            }),
+            (any_id(), any::<u64>()).prop_map(|(member, time)| Update::JoinIntent { member, time }),
         ]
     }
     fn any_coordinate() -> impl Strategy<Value = Coordinate> {
@@ -294,6 +303,10 @@ mod tests {
             any_coordinate().prop_map(Message::Coordinate),
         ]
     }
+    fn any_intent() -> impl Strategy<Value = Intent> {
+        let leave = proptest::option::of(any_id());
+        (any_id(), any::<u64>(), leave).prop_map(|(member, time, leave)| Intent { member, time, leave })
+    }
     fn any_stream_message() -> impl Strategy<Value = StreamMessage> {
         let status = prop_oneof![
             Just(Status::Alive),
@@ -322,8 +335,21 @@ mod tests {
                 StreamMessage::KeyringReply(KeyringReply { failure, keys })
             }),
             Just(StreamMessage::Unreadable(Unreadable::NoKeyring)),
-            (any_id(), vec(remote, 0..5), vec(any::<u8>(), 0..40))
-                .prop_map(|(from, members, payload)| { StreamMessage::PushPull(PushPull { from, members, payload }) }),
+            (
+                any_id(),
+                vec(remote, 0..5),
+                vec(any::<u8>(), 0..40),
+                vec(any_intent(), 0..4)
+            )
+                .prop_map(|(from, members, payload, intents)| StreamMessage::PushPull(PushPull {
+                    from,
+                    is_whole: members.len() > 1,
+                    digest: from.0.as_u128() as u64,
+                    time: intents.first().map_or(7, |intent| intent.time),
+                    members,
+                    payload,
+                    intents,
+                })),
             (".{0,9}", ".{0,9}").prop_map(|(name, reason)| StreamMessage::Refused(Refusal::Invalid { name, reason })),
         ]
     }
@@ -426,6 +452,17 @@ mod tests {
             from: id,
             members: vec![remote; Config::lan().member_count_max],
             payload: vec![0xff; crate::events::STATE_LEN_BYTES_MAX],
+            is_whole: true,
+            digest: u64::MAX,
+            time: u64::MAX,
+            intents: vec![
+                Intent {
+                    member: id,
+                    time: u64::MAX,
+                    leave: Some(id)
+                };
+                1024
+            ],
         };
         assert!(encode_frame(&StreamMessage::PushPull(state)).is_ok());
     }

@@ -10,9 +10,9 @@
 //! Bounds: whatever peers send, `ANSWER_COUNT_MAX` answers to accusations in `WINDOW`, one exchange with a stranger at a
 //! time and in `WINDOW`, `BELIEF_COUNT_MAX` beliefs an ack.
 
-use super::{Leave, Output, Record, Status, Swim, below, tick_after};
-use crate::message::{Message, Update};
-use quorate_types::{Instant, NodeId};
+use super::{Leave, Output, Seat, Swim, below, tick_after};
+use crate::message::{Message, Status, Update};
+use quorate_types::Instant;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -24,10 +24,19 @@ const BELIEF_COUNT_MAX: usize = 4;
 /// Dead members pinged at a time, and, about, how many members ping one of them each probe interval: the size of the
 /// pool does not matter.
 const KNOCK_COUNT: usize = 3;
+/// After this, a dead member is knocked at `KNOCK_LESS` times less often.
+const KNOCK_LESS_TIME: Duration = Duration::from_secs(3600);
+const KNOCK_LESS: usize = 8;
+/// For so many probe intervals after it was held for dead, a member knocks as often as it can.
+pub(super) const BACK_INTERVAL_COUNT: u32 = 10;
 
 #[derive(Debug)]
 pub(super) struct Healing {
     knock_at: Instant,
+    /// Among the dead, the next to be knocked at.
+    knock_index: usize,
+    /// We were held for dead a moment ago.
+    pub(super) back_until: Instant,
     /// Until the reply, or until the stream is given up.
     exchange: Option<(SocketAddr, Instant)>,
     /// No exchange with a stranger before.
@@ -40,6 +49,8 @@ impl Healing {
     pub(super) fn new(knock_at: Instant, now: Instant) -> Self {
         Self {
             knock_at,
+            knock_index: 0,
+            back_until: now,
             exchange: None,
             exchange_at: now,
             answers_since: now,
@@ -48,33 +59,28 @@ impl Healing {
     }
 }
 
-/// The belief about a member that is not alive, as it is to hear it.
-fn accusation(me: NodeId, record: &Record) -> Option<Update> {
-    let (member, incarnation) = (record.state.id, record.incarnation);
-    match record.status {
-        Status::Alive => None,
-        Status::Suspect => Some(Update::Suspect {
-            member,
-            incarnation,
-            from: me,
-        }),
-        Status::Dead => Some(Update::Dead {
-            member,
-            incarnation,
-            from: me,
-        }),
-        Status::Left => Some(Update::Left {
-            member,
-            incarnation,
-            from: record.left_by,
-            prune: false,
-        }),
-    }
-}
-
 impl Swim {
+    /// The belief about a member that is not alive, as it is to hear it.
+    fn accusation(&self, seat: Seat) -> Option<Update> {
+        let record = self.table.get(seat);
+        let (member, incarnation, from) = (record.id(), record.incarnation(), self.me);
+        match record.status() {
+            Status::Alive => None,
+            Status::Suspect => Some(Update::Suspect {
+                member,
+                incarnation,
+                from,
+            }),
+            // One that left, too: it is there, and nobody believes it.
+            Status::Dead | Status::Left => Some(Update::Dead {
+                member,
+                incarnation,
+                from,
+            }),
+        }
+    }
     pub(super) fn next_knock_timeout(&self) -> Instant {
-        if !self.config.heals_at_contact || self.dead.is_empty() || self.leave != Leave::No {
+        if !self.config.heals_at_contact || self.table.dead_count() == 0 || self.leave != Leave::No {
             return Instant::FAR_FUTURE;
         }
         self.healing.knock_at
@@ -90,21 +96,26 @@ impl Swim {
             return;
         }
         self.wind_knocks(now);
-        // As with reconnecting: the likelier the more of the pool failed.
-        if below(&mut self.knock_rng, self.live_count.max(1)) >= KNOCK_COUNT * self.dead.len() {
+        let (dead_count, live_count) = (self.table.dead_count(), self.live_count().max(1));
+        // As with reconnecting: the likelier the more of the pool failed. Who was held for dead itself was likely cut off,
+        // and those it holds for dead are the ones that it could not see.
+        let was_dead = now < self.healing.back_until;
+        if !was_dead && below(&mut self.knock_rng, live_count) >= KNOCK_COUNT * dead_count {
             return;
         }
-        let mut targets: Vec<NodeId> = Vec::with_capacity(KNOCK_COUNT);
-        if self.dead.len() <= KNOCK_COUNT {
-            targets.extend(&self.dead);
-        } else {
-            let from = below(&mut self.knock_rng, self.dead.len());
-            targets.extend(self.dead.iter().cycle().skip(from).take(KNOCK_COUNT));
-        }
-        for target in targets {
-            let record = &self.members[&target];
-            let to = record.state.address;
-            let belief = accusation(self.me, record).expect("it is dead");
+        // In turn, so that none waits long.
+        let from = self.healing.knock_index;
+        self.healing.knock_index = (from + KNOCK_COUNT) % dead_count;
+        for nth in 0..KNOCK_COUNT.min(dead_count) {
+            let seat = self.table.dead((from + nth) % dead_count);
+            // The longer it is dead, the less often: eight times less after an hour, as most do not come back.
+            let age = now - self.gone[&seat].at;
+            let hush = if age > KNOCK_LESS_TIME { KNOCK_LESS } else { 1 };
+            if below(&mut self.knock_rng, hush) > 0 {
+                continue;
+            }
+            let (target, to) = (self.table.get(seat).id(), self.table.get(seat).address());
+            let belief = self.accusation(seat).expect("it is dead");
             let sequence = self.next_sequence();
             // The belief first, so that the ack carries the refutation.
             // No other news: if it was we who were cut off, what we think of the others is wrong as well.
@@ -113,31 +124,30 @@ impl Swim {
         }
     }
 
-    /// What whoever pings from here is to hear of itself.
-    pub(super) fn beliefs_at(&self, from: SocketAddr) -> Vec<Message> {
-        let from = canonical(from);
-        let holders = self.holders(from);
-        if holders.clone().any(|record| record.status == Status::Alive) {
+    /// A ping came from here: the one who sent it is to hear what is thought of it, when it is not thought well of.
+    pub(super) fn greet(&mut self, now: Instant, from: SocketAddr, messages: &mut Vec<Message>) {
+        let holders = self.table.holders(canonical(from));
+        let alive = holders
+            .iter()
+            .find(|seat| self.table.get(**seat).status() == Status::Alive);
+        if let Some(alive) = alive {
             // It came from this one, not from those that failed here before it.
-            return Vec::new();
+            self.table.get_mut(*alive).is_met = true;
+            self.links.heard_from(self.table.get(*alive).id());
+            return;
         }
-        holders
-            .filter_map(|record| accusation(self.me, record))
-            .map(Message::Update)
-            .take(BELIEF_COUNT_MAX)
-            .collect()
+        if !self.config.heals_at_contact {
+            return;
+        }
+        if holders.is_empty() && canonical(from) != self.my_record().address() {
+            return self.meet(now, from);
+        }
+        let beliefs = holders.into_iter().filter_map(|seat| self.accusation(seat));
+        messages.extend(beliefs.map(Message::Update).take(BELIEF_COUNT_MAX));
     }
-    fn holders(&self, address: SocketAddr) -> impl Iterator<Item = &Record> + Clone {
-        let least = NodeId(quorate_types::Uuid::from_bytes([0; 16]));
-        self.addresses
-            .range((address, least)..)
-            .take_while(move |(other, _)| *other == address)
-            .map(|(_, id)| &self.members[id])
-    }
-
-    /// A ping came from here.
-    pub(super) fn meet(&mut self, now: Instant, from: SocketAddr) {
-        if self.leave != Leave::No || now < self.healing.exchange_at || self.is_known_at(from) {
+    /// A ping came from somebody unknown.
+    fn meet(&mut self, now: Instant, from: SocketAddr) {
+        if self.leave != Leave::No || now < self.healing.exchange_at {
             return;
         }
         if self.healing.exchange.is_some_and(|(_, until_at)| now < until_at) {
@@ -156,7 +166,7 @@ impl Swim {
     }
     fn is_known_at(&self, address: SocketAddr) -> bool {
         let address = canonical(address);
-        address == self.my_record().state.address || self.holders(address).next().is_some()
+        address == self.my_record().address() || !self.table.holders(address).is_empty()
     }
 
     /// Told once a packet: its news may accuse us many times.
@@ -173,35 +183,22 @@ impl Swim {
         }
         self.healing.answer_count += 1;
         let record = self.my_record();
-        let (member, incarnation) = (record.state.clone(), record.incarnation);
+        let (member, incarnation) = (record.state.clone(), record.incarnation());
         let messages = vec![Message::Update(Update::Alive { member, incarnation })];
         self.outputs.push_back(Output::Packet { to, messages });
     }
     pub(super) fn is_accusation(&self, message: &Message) -> bool {
         let Message::Update(update) = message else { return false };
         let is_alive = matches!(update, Update::Alive { .. });
-        !is_alive && update.subject() == self.me && update.incarnation() < crate::message::INCARNATION_MAX
+        self.config.heals_at_contact
+            && !is_alive
+            && !update.is_intent()
+            && update.subject() == self.me
+            && update.incarnation() < crate::message::INCARNATION_MAX
     }
 
     pub(super) fn check_healing(&self) {
         assert!(self.healing.answer_count <= ANSWER_COUNT_MAX, "answers are bounded");
-        assert_eq!(
-            self.addresses.len(),
-            self.order.len(),
-            "all but us stand under their address"
-        );
-        for (id, record) in &self.members {
-            assert_eq!(
-                self.dead.contains(id),
-                record.status == Status::Dead,
-                "the dead are known as such"
-            );
-            assert!(
-                *id == self.me || self.addresses.contains(&(record.state.address, *id)),
-                "a member stands under its address"
-            );
-        }
-        assert!(self.dead.len() < self.members.len(), "only members are dead");
     }
 }
 

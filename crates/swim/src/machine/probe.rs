@@ -9,8 +9,8 @@
 //!
 //! A relay is a ping for another member's ping_req. Bound: `RELAY_COUNT_MAX` of them; more are refused and counted.
 
-use super::{Event, Leave, Output, Status, Swim, shuffle, tick_after};
-use crate::message::{Message, Update};
+use super::{Event, Leave, Output, Swim, tick_after};
+use crate::message::{Message, Status, Update};
 use quorate_types::{Incarnation, Instant, NodeId};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -38,6 +38,10 @@ impl Probe {
     pub(super) fn target(&self) -> NodeId {
         self.target
     }
+    /// Others were asked, too, and nobody said anything yet.
+    pub(super) fn is_unheard(&self) -> bool {
+        self.indirect_at.is_none() && self.nacked.is_empty() && !self.stream_answered
+    }
     pub(super) fn delay(&mut self, by: Duration) {
         self.deadline_at += by;
         if let Some(indirect_at) = &mut self.indirect_at {
@@ -63,7 +67,7 @@ impl Swim {
             .map_or(Instant::FAR_FUTURE, |relay| relay.expires_at);
         let probe_at = match &self.probe {
             Some(probe) => probe.indirect_at.unwrap_or(probe.deadline_at).min(probe.deadline_at),
-            None if self.leave != Leave::No || self.order.is_empty() => Instant::FAR_FUTURE,
+            None if self.leave != Leave::No || self.table.live_count() == 0 => Instant::FAR_FUTURE,
             None => self.probe_at,
         };
         let nack_at = self.nacks.front().map_or(Instant::FAR_FUTURE, |(nack_at, _)| *nack_at);
@@ -95,9 +99,12 @@ impl Swim {
     }
 
     fn begin_probe(&mut self, now: Instant) {
-        let Some(target) = self.next_target() else { return };
-        let record = &self.members[&target];
-        let (address, incarnation, status) = (record.state.address, record.incarnation, record.status);
+        let Some(seat) = self.table.next_target(&mut self.probe_rng) else {
+            return;
+        };
+        let record = self.table.get(seat);
+        let (target, address) = (record.id(), record.address());
+        let (incarnation, status) = (record.incarnation(), record.status());
         let sequence = self.next_sequence();
         let deadline_at = now + self.awareness.scale(self.config.probe_interval);
         self.probe = Some(Probe {
@@ -130,22 +137,6 @@ impl Swim {
             self.send(address, ping);
         }
     }
-    /// The next live member of the round; a new round begins in a new order, so that a member's longest wait is bounded.
-    fn next_target(&mut self) -> Option<NodeId> {
-        for _ in 0..2 {
-            while let Some(id) = self.order.get(self.order_index).copied() {
-                self.order_index += 1;
-                if self.members[&id].status.is_live() {
-                    return Some(id);
-                }
-            }
-            self.order_index = 0;
-            let mut order = std::mem::take(&mut self.order);
-            shuffle(&mut self.probe_rng, &mut order);
-            self.order = order;
-        }
-        None
-    }
     pub(super) fn next_sequence(&mut self) -> u64 {
         let sequence = self.sequence_next;
         self.sequence_next += 1;
@@ -162,8 +153,8 @@ impl Swim {
             ..
         } = probe;
         let mut rng = self.probe_rng.clone();
-        let peers = self.pick(&mut rng, self.config.indirect_check_count, |id, record| {
-            id != target && record.status == Status::Alive
+        let peers = self.pick(&mut rng, self.config.indirect_check_count, false, |_, record| {
+            record.id() != target && record.status() == Status::Alive
         });
         self.probe_rng = rng;
         let wants_nack = self.config.lha_probe;
@@ -193,6 +184,7 @@ impl Swim {
         let Some(probe) = self.probe.take() else { return };
         if probe.stream_answered {
             self.awareness.improve();
+            self.links.missed(now, probe.target);
             return self.emit(Event::StreamOnly { member: probe.target });
         }
         self.counters.probes_failed += 1;
@@ -202,6 +194,9 @@ impl Swim {
             asked => asked - probe.nacked.len(),
         };
         self.awareness.worsen(u32::try_from(missing).unwrap_or(u32::MAX));
+        if self.withholds_accusation(now, probe.asked.len(), probe.nacked.len()) {
+            return;
+        }
         let me = self.me;
         self.apply_suspect(now, probe.target, probe.incarnation, me);
     }
@@ -213,14 +208,9 @@ impl Swim {
         }
         let mut messages = vec![Message::Ack { sequence, target }];
         messages.extend(self.coordinate().map(Message::Coordinate));
-        if self.config.heals_at_contact {
-            messages.extend(self.beliefs_at(from));
-        }
+        self.greet(now, from, &mut messages);
         self.fill(&mut messages);
         self.outputs.push_back(Output::Packet { to: from, messages });
-        if self.config.heals_at_contact {
-            self.meet(now, from);
-        }
     }
     pub(super) fn handle_ping_req(
         &mut self,
@@ -265,22 +255,32 @@ impl Swim {
             .take_if(|probe| probe.sequence == sequence && probe.target == target);
         if let Some(probe) = acked {
             self.awareness.improve();
+            self.hear_answer(now);
             let is_direct = probe.indirect_at.is_some() && probe.address == from;
+            if from == probe.address {
+                self.links.reached(target);
+                self.meet_member(target);
+            } else {
+                self.links.missed(now, target);
+            }
             return is_direct.then(|| (target, now - probe.started_at));
         }
         if self.relays.get(&sequence).is_some_and(|relay| relay.target == target) {
             let relay = self.relays.remove(&sequence).expect("looked up above");
             let sequence = relay.requester_sequence;
             self.send(relay.requester, Message::Ack { sequence, target });
+            return None;
         }
+        self.handle_link_ack(now, sequence, target);
         None
     }
-    pub(super) fn handle_nack(&mut self, sequence: u64, from: SocketAddr) {
+    pub(super) fn handle_nack(&mut self, now: Instant, sequence: u64, from: SocketAddr) {
         if let Some(probe) = &mut self.probe
             && probe.sequence == sequence
             && probe.asked.contains(&from)
         {
             probe.nacked.insert(from);
+            self.hear_answer(now);
         }
     }
     /// Whether the target of an `Output::StreamProbe` answered over its stream.
@@ -290,6 +290,9 @@ impl Swim {
             && probe.sequence == sequence
         {
             probe.stream_answered |= is_answered;
+            if is_answered {
+                self.hear_answer(now);
+            }
         }
     }
 
@@ -297,7 +300,7 @@ impl Swim {
         assert!(self.relays.len() <= RELAY_COUNT_MAX, "relays are bounded");
         assert!(self.nacks.len() <= RELAY_COUNT_MAX, "nacks are bounded");
         if let Some(probe) = &self.probe {
-            assert!(self.members.contains_key(&probe.target), "the probed member is known");
+            assert!(self.table.find(probe.target).is_some(), "the probed member is known");
             assert!(probe.nacked.is_subset(&probe.asked), "only those asked nack");
         }
     }
