@@ -96,7 +96,8 @@ impl Registry {
             | Topic::Sessions
             | Topic::Session(_)
             | Topic::NodeSessions(_)
-            | Topic::LockDelays => {}
+            | Topic::LockDelays
+            | Topic::Coordinates => {}
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What the log carries: every change of the replicated state, as a value.
 
 use crate::transaction::{Operation, TransactionReply};
-use quorate_types::{Deregistration, KvPair, ModifyIndex, Registration, Session, Uuid, WallTime};
+use quorate_types::{Deregistration, KvPair, ModifyIndex, NodeCoordinate, Registration, Session, Uuid, WallTime};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -30,6 +30,8 @@ pub enum Command {
     Session(SessionCommand),
     /// Operations that happen all or not at all.
     Transaction(Vec<Operation>),
+    /// Where nodes are in the network. Of an unknown node: passed over.
+    Coordinates(Vec<NodeCoordinate>),
 }
 
 /// A change of the sessions.
@@ -157,6 +159,7 @@ mod single {
         NameCluster { id: Uuid, at: WallTime },
         Session(SessionCommand),
         Transaction(Vec<Operation>),
+        Coordinates(Vec<NodeCoordinate>),
     }
 
     #[derive(Deserialize)]
@@ -180,6 +183,7 @@ mod single {
                 SingleCommand::NameCluster { id, at } => Self::NameCluster { id, at },
                 SingleCommand::Session(command) => Self::Session(command),
                 SingleCommand::Transaction(operations) => Self::Transaction(operations),
+                SingleCommand::Coordinates(updates) => Self::Coordinates(updates),
             }
         }
     }

@@ -7,6 +7,7 @@
 mod catalog;
 mod catalog_read;
 pub mod command;
+mod coordinate;
 mod digest;
 mod kv;
 pub mod query;

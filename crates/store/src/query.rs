@@ -1,7 +1,7 @@
 //! Reads as values: what is asked, what is answered, and what a waiting reader watches.
 
 use crate::transaction::{Operation, TransactionReply};
-use quorate_types::{Check, CheckStatus, KvPair, ModifyIndex, Node, Service, Session, Uuid};
+use quorate_types::{Check, CheckStatus, KvPair, ModifyIndex, Node, NodeCoordinate, Service, Session, Uuid};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -72,6 +72,10 @@ pub enum Query {
     Transaction {
         operations: Vec<Operation>,
     },
+    /// Where these nodes are in the network, by name; every node when none is named.
+    Coordinates {
+        nodes: Vec<String>,
+    },
 }
 
 /// One instance of a service with what decides its health.
@@ -125,6 +129,7 @@ pub enum Answer {
     KvKeys(Vec<String>),
     Sessions(Vec<Arc<Session>>),
     Transaction(TransactionReply),
+    Coordinates(Vec<Arc<NodeCoordinate>>),
 }
 
 /// An answer with the index that the contract gives its read (`X-Consul-Index`), never 0.
@@ -164,6 +169,8 @@ pub enum Topic {
     NodeSessions(String),
     /// A lock-delay began or ended. In no answer: a leader times them.
     LockDelays,
+    /// The table of coordinates.
+    Coordinates,
 }
 
 /// A name as it is compared: names of nodes, services and tags compare without case (Consul 1.8.7).
@@ -281,6 +288,7 @@ mod tests {
             Topic::service("a"),
             Topic::ServiceGone,
             Topic::Sessions,
+            Topic::Coordinates,
             Topic::Session(Uuid::from_random_bytes([1; 16])),
             Topic::Session(Uuid::from_random_bytes([2; 16])),
             Topic::sessions_of("a"),

@@ -8,7 +8,7 @@ use crate::catalog::TableIndexes;
 use crate::kv::Grave;
 use crate::session::LockDelay;
 use crate::state::{ClusterName, Store};
-use quorate_types::{Check, KvPair, LogIndex, ModifyIndex, Node, Service, Session};
+use quorate_types::{Check, KvPair, LogIndex, ModifyIndex, Node, NodeCoordinate, Service, Session};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use thiserror::Error;
@@ -60,6 +60,11 @@ pub enum Record {
         key: String,
         delay: LockDelay,
     },
+    /// The last change of a coordinate. Absent while there never was one.
+    CoordinateIndex {
+        index: ModifyIndex,
+    },
+    Coordinate(Arc<NodeCoordinate>),
 }
 
 /// Why records are no state.
@@ -130,6 +135,9 @@ impl Store {
             key: key.to_string(),
             delay: *delay,
         });
+        let coordinate_index = Some(self.coordinates.index()).filter(|index| *index > ModifyIndex::ZERO);
+        let coordinate_index = coordinate_index.map(|index| Record::CoordinateIndex { index });
+        let coordinates = self.coordinates.values().cloned().map(Record::Coordinate);
         first
             .into_iter()
             .chain(nodes)
@@ -141,6 +149,8 @@ impl Store {
             .chain(session_index)
             .chain(sessions)
             .chain(lock_delays)
+            .chain(coordinate_index)
+            .chain(coordinates)
     }
 
     /// The state that these records are.
@@ -210,6 +220,11 @@ impl StoreBuilder {
                 true
             }
             Record::Session(session) => store.sessions.load(session),
+            Record::CoordinateIndex { index } => {
+                store.coordinates.load_index(index);
+                true
+            }
+            Record::Coordinate(entry) => store.coordinates.load(entry),
             Record::LockDelay { key, delay } => store.sessions.load_lock_delay(&key, delay),
         };
         if is_placed {

@@ -7,6 +7,7 @@
 
 use crate::catalog::Catalog;
 use crate::command::{Command, CommandError, KvCommand, Outcome, SessionCommand};
+use crate::coordinate::CoordinateTable;
 use crate::digest::hash_of;
 use crate::kv::KvTable;
 use crate::query::{Answer, Evaluation, Query, Topic, fold};
@@ -33,6 +34,7 @@ pub struct Store {
     pub(crate) catalog: Catalog,
     pub(crate) kv: KvTable,
     pub(crate) sessions: SessionTable,
+    pub(crate) coordinates: CoordinateTable,
 }
 
 /// What applying a command came to.
@@ -107,6 +109,10 @@ impl Store {
                 }
                 Outcome::Done
             }
+            Command::Coordinates(updates) => {
+                self.coordinates.update(at, updates, &self.catalog, touched);
+                Outcome::Done
+            }
             Command::Transaction(operations) => match self.transact(at, operations, touched) {
                 Ok(reply) => Outcome::Transaction(reply),
                 Err(error) => Outcome::Refused(error),
@@ -163,11 +169,12 @@ impl Store {
         }
     }
 
-    /// Ends the sessions whose nodes or checks the catalog has just lost.
+    /// Ends the sessions whose nodes or checks the catalog has just lost, and forgets where those nodes were.
     pub(crate) fn end_lost_sessions(&mut self, at: ModifyIndex, touched: &mut Touched) {
         let Lost { nodes, checks } = touched.take_lost();
         let mut lost: BTreeSet<Uuid> = BTreeSet::new();
         for node in &nodes {
+            self.coordinates.forget(at, node, &self.catalog, touched);
             lost.extend(self.sessions.of_node(node));
         }
         for (node, check) in &checks {
@@ -206,6 +213,7 @@ impl Store {
             Query::Session { id } => self.sessions.read(*id),
             Query::Sessions => self.sessions.read_all(),
             Query::NodeSessions { node } => self.sessions.read_of_node(node),
+            Query::Coordinates { nodes } => self.coordinates.read(nodes),
             Query::Transaction { operations } => (
                 self.last_index(),
                 Answer::Transaction(self.read_transaction(operations)),
@@ -267,6 +275,7 @@ impl Store {
             Query::Session { id } => vec![Topic::Session(*id)],
             Query::Sessions => vec![Topic::Sessions],
             Query::NodeSessions { node } => vec![Topic::sessions_of(node)],
+            Query::Coordinates { .. } => vec![Topic::Coordinates],
             // Nobody waits for a transaction; who does is woken by the next restore.
             Query::Transaction { .. } => vec![],
         }
@@ -291,6 +300,7 @@ impl Store {
         self.catalog.verify(self.last_index())?;
         self.kv.verify(self.last_index())?;
         self.sessions.verify(self.last_index())?;
+        self.coordinates.verify(&self.catalog, self.last_index())?;
         for session in self.sessions.sessions() {
             let node = fold(&session.node);
             if !self.catalog.nodes.contains_key(node.as_str()) {
@@ -328,20 +338,29 @@ impl Store {
     }
 
     fn tables_hash(&self) -> u128 {
-        [self.kv.hash(), self.sessions.hash()]
+        [self.kv.hash(), self.sessions.hash(), self.coordinates.hash()]
             .into_iter()
             .fold(self.catalog.hash(), u128::wrapping_add)
     }
     fn recomputed_tables_hash(&self) -> u128 {
-        [self.kv.recomputed_hash(), self.sessions.recomputed_hash()]
-            .into_iter()
-            .fold(self.catalog.recomputed_hash(), u128::wrapping_add)
+        [
+            self.kv.recomputed_hash(),
+            self.sessions.recomputed_hash(),
+            self.coordinates.recomputed_hash(),
+        ]
+        .into_iter()
+        .fold(self.catalog.recomputed_hash(), u128::wrapping_add)
     }
 
     /// A digest of the whole state, to compare servers that applied the same log: equal states have equal ones, however
     /// they were reached. Kept along with the changes, so that asking costs nothing.
     pub fn hash(&self) -> u64 {
-        let indexes = (self.catalog.indexes, self.kv.index(), self.sessions.index());
+        let indexes = (
+            self.catalog.indexes,
+            self.kv.index(),
+            self.sessions.index(),
+            self.coordinates.index(),
+        );
         let head = (self.last_log_index, self.offset, &self.cluster, indexes);
         let hash = hash_of(&(head, self.tables_hash()));
         (hash >> 64) as u64 ^ hash as u64

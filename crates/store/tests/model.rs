@@ -13,8 +13,8 @@ use quorate_store::{
     TransactionReply,
 };
 use quorate_types::{
-    Check, CheckStatus, Deregistration, KvPair, LogIndex, ModifyIndex, Node, NodeId, Registration, Service, Session,
-    SessionBehavior, Uuid, WallTime,
+    Check, CheckStatus, Coordinate, Deregistration, KvPair, LogIndex, ModifyIndex, Node, NodeCoordinate, NodeId,
+    Registration, Service, Session, SessionBehavior, Uuid, WallTime,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,6 +32,8 @@ struct Tables {
     deletions: Vec<(u64, bool, String)>,
     sessions: BTreeMap<Uuid, Session>,
     delays: BTreeMap<String, LockDelay>,
+    /// With when they were told.
+    coordinates: BTreeMap<String, (NodeCoordinate, u64)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -43,6 +45,7 @@ struct Model {
     gone: u64,
     pairs: u64,
     sessions: u64,
+    coordinates: u64,
     by_service: BTreeMap<String, u64>,
 }
 
@@ -77,6 +80,7 @@ impl Tables {
         self.nodes.remove(key);
         self.services.retain(|(node, _), _| node != key);
         self.checks.retain(|(node, _), _| node != key);
+        self.coordinates.remove(key);
     }
 
     /// The name under which a registration finds its id, when that is another.
@@ -391,6 +395,19 @@ impl Model {
                 Outcome::Done
             }
             Command::Session(command) => done(self.tables.session(at, command)),
+            Command::Coordinates(updates) => {
+                for update in updates {
+                    let node = self.tables.nodes.get(&lower(&update.node));
+                    if let Some(node) = node.filter(|_| update.coordinate.error <= 1.5) {
+                        let named = NodeCoordinate {
+                            node: node.name.clone(),
+                            coordinate: update.coordinate,
+                        };
+                        self.tables.coordinates.insert(lower(&update.node), (named, at));
+                    }
+                }
+                Outcome::Done
+            }
             _ => panic!("not generated"),
         };
         if matches!(outcome, Outcome::Refused(_)) {
@@ -452,6 +469,9 @@ impl Model {
         }
         if self.tables.sessions != before.sessions {
             self.sessions = at;
+        }
+        if self.tables.coordinates != before.coordinates {
+            self.coordinates = at;
         }
         for name in before.names().union(&self.tables.names()) {
             let instances = self.tables.instances(name);
@@ -854,6 +874,15 @@ impl Model {
                 let sessions = tables.sessions.values().filter(asked).cloned().map(Arc::new);
                 (self.sessions, Answer::Sessions(sessions.collect()))
             }
+            Query::Coordinates { nodes } => {
+                let wanted: Vec<String> = nodes.iter().map(|node| lower(node)).collect();
+                let asked = tables
+                    .coordinates
+                    .iter()
+                    .filter(|(key, _)| nodes.is_empty() || wanted.contains(key));
+                let coordinates = asked.map(|(_, (coordinate, _))| Arc::new(coordinate.clone()));
+                (self.coordinates, Answer::Coordinates(coordinates.collect()))
+            }
             Query::Transaction { .. } => panic!("a transaction has no index of its own"),
         };
         Evaluation {
@@ -879,6 +908,9 @@ fn session_id(number: u8) -> Uuid {
 
 fn queries() -> Vec<Query> {
     let mut queries = vec![Query::Sessions];
+    for nodes in [vec![], vec!["N1".to_owned(), "none".to_owned()]] {
+        queries.push(Query::Coordinates { nodes });
+    }
     queries.extend((1..4).map(|number| Query::Session { id: session_id(number) }));
     let rack = vec![("rack".to_owned(), "1".to_owned())];
     for node_meta in [vec![], rack] {
@@ -1158,8 +1190,28 @@ fn any_operation() -> impl Strategy<Value = Operation> {
     prop_oneof![6 => kv, 1 => nodes, 1 => services, 1 => checks]
 }
 
+fn any_coordinates() -> impl Strategy<Value = Command> {
+    // One of the errors is out of range.
+    let update = (prop_oneof!["n1", "N1", "n2", "n3"], 0_u8..3).prop_map(|(node, error)| NodeCoordinate {
+        node,
+        coordinate: Coordinate {
+            error: f64::from(error),
+            ..Coordinate::default()
+        },
+    });
+    proptest::collection::vec(update, 0..3).prop_map(Command::Coordinates)
+}
+
 fn any_step() -> impl Strategy<Value = Step> {
-    let single = || prop_oneof![4 => any_registration(), 2 => any_deregistration(), 5 => any_kv(), 4 => any_session()];
+    let single = || {
+        prop_oneof![
+            4 => any_registration(),
+            2 => any_deregistration(),
+            5 => any_kv(),
+            4 => any_session(),
+            1 => any_coordinates(),
+        ]
+    };
     prop_oneof![
         20 => single().prop_map(Step::Plain),
         2 => proptest::collection::vec(single(), 0..4).prop_map(|commands| Step::Plain(Command::Batch(commands))),

@@ -25,6 +25,13 @@ pub struct Coordinate {
     pub height: f64,
 }
 
+/// Where a node of the catalog is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeCoordinate {
+    pub node: String,
+    pub coordinate: Coordinate,
+}
+
 impl Default for Coordinate {
     /// The origin, of which nothing is certain.
     fn default() -> Self {

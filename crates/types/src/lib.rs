@@ -18,7 +18,7 @@ pub mod time;
 pub use catalog::{
     Check, CheckStatus, Deregistration, HealthCheckDefinition, Node, Registration, Service, ServiceAddress, Weights,
 };
-pub use coordinate::Coordinate;
+pub use coordinate::{Coordinate, NodeCoordinate};
 pub use definition::{CheckDefinition, CheckKind, ServiceDefinition};
 pub use ids::{Incarnation, LogIndex, ModifyIndex, NodeId, Term, Uuid, UuidError};
 pub use kv::KvPair;
