@@ -443,6 +443,12 @@ impl Swim {
             .min(self.next_knock_timeout())
             .min(self.next_link_timeout())
     }
+    /// When `handle_suspicion_timeout` is due.
+    pub fn next_suspicion_timeout(&self) -> Instant {
+        self.expiries
+            .first()
+            .map_or(Instant::FAR_FUTURE, |(expires_at, _)| *expires_at)
+    }
     pub fn poll_output(&mut self) -> Option<Output> {
         let output = self.outputs.pop_front();
         if self.outputs.is_empty() && self.outputs.capacity() > OUTPUT_COUNT_KEPT {
@@ -589,6 +595,12 @@ impl Swim {
         if matches!(self.leave, Leave::Until(until_at) if now >= until_at) {
             self.end_leave();
         }
+    }
+
+    /// Ends suspicions that are due, and nothing else: for a driver whose sends are held up.
+    pub fn handle_suspicion_timeout(&mut self, now: Instant) {
+        self.advance(now);
+        self.expire_suspicions(now);
     }
 
     fn advance(&mut self, now: Instant) {
