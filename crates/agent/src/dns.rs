@@ -47,7 +47,8 @@ impl<R: RaftRt> Catalog for DnsCatalog<R> {
         } else {
             Router::<R>::dns_request(query, Consistency::Default, None)
         };
-        let reply = self.router.read(request).await.map_err(|err| match err {
+        // Whoever asks by DNS asks again after a few seconds: an answer after a hold would reach nobody.
+        let reply = self.router.read_once(request).await.map_err(|err| match err {
             CallError::NoServers => LookupError::NoServers,
             CallError::NoPath => LookupError::NoPath,
             err => LookupError::Failed(err.to_string()),

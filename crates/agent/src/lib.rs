@@ -14,6 +14,8 @@ mod leader;
 mod local;
 mod node;
 mod router;
+#[cfg(test)]
+mod testing;
 
 use config::Config;
 pub use keyring::KeyringStartError;

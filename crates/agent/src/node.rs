@@ -246,7 +246,8 @@ impl<R: RaftRt> Agent<R> {
                 gossip.clone(),
             ))),
         };
-        let router = Router::new(rt.clone(), &datacenter, role, members);
+        let hold_timeout = config.performance.rpc_hold_timeout;
+        let router = Router::new(rt.clone(), &datacenter, role, members, hold_timeout);
         // Nobody else sets it.
         let _ = handler_router.set(router.clone());
 

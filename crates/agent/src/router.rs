@@ -2,7 +2,7 @@
 //!
 //! Promises: a default or consistent read is answered from a state that holds every write acknowledged before it; a stale
 //! read is answered by whoever is asked and says how old it may be; a request without a leader is held for
-//! `limits::RPC_HOLD_TIMEOUT`; a write that may have happened is never tried again and never called failed. A blocking
+//! `performance.rpc_hold_timeout`; a write that may have happened is never tried again and never called failed. A blocking
 //! read is woken by changes of what it watches, and answers when its own index moved.
 //! Not here: how servers agree (`replica`), what clients see (`http-api`, `dns-answer`).
 
@@ -10,7 +10,6 @@ use quorate_gossip::Gossip;
 use quorate_replica::{CallFailure, RaftRt, ReadError, Replica, RpcClient, WriteError};
 use quorate_rt::Rng;
 use quorate_store::{Answer, Command, Consistency, Outcome, Query};
-use quorate_types::limits::RPC_HOLD_TIMEOUT;
 use quorate_types::{Instant, Member, MemberStatus, ModifyIndex, NodeId};
 use quorate_wire::rpc::{
     CallError, RaftConfigurationReply, RaftServer, ReadReply, ReadRequest, Request, Response, StatusReply, WriteRequest,
@@ -30,6 +29,15 @@ const SERVER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const CALL_SLACK: Duration = Duration::from_secs(3);
 /// Between two looks for a leader, when nothing says that there is one.
 const LEADER_RETRY_DELAY: Duration = Duration::from_millis(50);
+
+/// How long a client agent looks for a server that answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patience {
+    /// Again and again, until the hold is over.
+    Hold,
+    /// Each known server once.
+    OneRound,
+}
 
 /// Who this agent is to the replicated state.
 #[derive(Clone)]
@@ -57,6 +65,8 @@ pub struct Router<R: RaftRt> {
     datacenter: Arc<str>,
     role: Role<R>,
     members: MembersView<R>,
+    /// `performance.rpc_hold_timeout`.
+    hold_timeout: Duration,
 }
 
 /// The pool as the router needs it; absent until gossip has started.
@@ -131,12 +141,13 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl<R: RaftRt> Router<R> {
-    pub fn new(rt: R, datacenter: &str, role: Role<R>, members: MembersView<R>) -> Self {
+    pub fn new(rt: R, datacenter: &str, role: Role<R>, members: MembersView<R>, hold_timeout: Duration) -> Self {
         Self {
             rt,
             datacenter: datacenter.into(),
             role,
             members,
+            hold_timeout,
         }
     }
 
@@ -148,11 +159,21 @@ impl<R: RaftRt> Router<R> {
     }
 
     pub async fn read(&self, request: ReadRequest) -> Result<ReadReply, CallError> {
+        self.read_with(request, Patience::Hold).await
+    }
+
+    /// A read whose asker has no time: each server is asked once.
+    pub async fn read_once(&self, request: ReadRequest) -> Result<ReadReply, CallError> {
+        self.read_with(request, Patience::OneRound).await
+    }
+
+    async fn read_with(&self, request: ReadRequest, patience: Patience) -> Result<ReadReply, CallError> {
         match &self.role {
             Role::Server(replica) => self.read_here(replica, request).await,
             Role::Client(client) => {
                 let timeout = self.read_timeout(&request);
-                match self.ask_a_server(client, Request::Read(request), timeout).await? {
+                let asked = self.ask_a_server(client, Request::Read(request), timeout, patience);
+                match asked.await? {
                     Response::Read(reply) => Ok(reply),
                     Response::Failed(err) => Err(err),
                     _ => Err(mismatched()),
@@ -166,8 +187,9 @@ impl<R: RaftRt> Router<R> {
         match &self.role {
             Role::Server(replica) => self.write_here(replica, request).await,
             Role::Client(client) => {
-                let timeout = RPC_HOLD_TIMEOUT + CALL_SLACK;
-                match self.ask_a_server(client, Request::Write(request), timeout).await? {
+                let timeout = self.hold_timeout + CALL_SLACK;
+                let request = Request::Write(request);
+                match self.ask_a_server(client, request, timeout, Patience::Hold).await? {
                     Response::Write(outcome) => Ok(outcome),
                     Response::Failed(err) => Err(err),
                     _ => Err(mismatched()),
@@ -179,11 +201,14 @@ impl<R: RaftRt> Router<R> {
     pub async fn status(&self) -> Result<StatusReply, CallError> {
         match &self.role {
             Role::Server(replica) => Ok(self.status_here(replica)),
-            Role::Client(client) => match self.ask_a_server(client, Request::Status, CALL_SLACK).await? {
-                Response::Status(reply) => Ok(reply),
-                Response::Failed(err) => Err(err),
-                _ => Err(mismatched()),
-            },
+            Role::Client(client) => {
+                let asked = self.ask_a_server(client, Request::Status, CALL_SLACK, Patience::Hold);
+                match asked.await? {
+                    Response::Status(reply) => Ok(reply),
+                    Response::Failed(err) => Err(err),
+                    _ => Err(mismatched()),
+                }
+            }
         }
     }
 
@@ -193,7 +218,7 @@ impl<R: RaftRt> Router<R> {
             Role::Client(client) => {
                 let request = Request::RaftConfiguration { stale, hops: 0 };
                 match self
-                    .ask_a_server(client, request, RPC_HOLD_TIMEOUT + CALL_SLACK)
+                    .ask_a_server(client, request, self.hold_timeout + CALL_SLACK, Patience::Hold)
                     .await?
                 {
                     Response::RaftConfiguration(reply) => Ok(reply),
@@ -229,7 +254,7 @@ impl<R: RaftRt> Router<R> {
         };
         match request.consistency {
             Consistency::Stale => waits + STALE_CALL_TIMEOUT,
-            _ => waits + RPC_HOLD_TIMEOUT + CALL_SLACK,
+            _ => waits + self.hold_timeout + CALL_SLACK,
         }
     }
 
@@ -263,24 +288,28 @@ impl<R: RaftRt> Router<R> {
     }
 
     /// Asks the chosen server, and the others when it fails. A write goes on to the next one only while it certainly
-    /// reached none.
+    /// reached none. Ends within the request's wait, the hold and `CALL_SLACK`, whatever the servers do.
     async fn ask_a_server(
         &self,
         client: &ClientRole<R>,
         mut request: Request,
         mut timeout: Duration,
+        patience: Patience,
     ) -> Result<Response, CallError> {
         let is_write = matches!(request, Request::Write(_));
-        let hold = if is_stale(&request) {
-            STALE_CALL_TIMEOUT
-        } else {
-            RPC_HOLD_TIMEOUT
+        let started_at = self.rt.now();
+        let hold_until = match patience {
+            Patience::OneRound => started_at,
+            Patience::Hold if is_stale(&request) => started_at + STALE_CALL_TIMEOUT,
+            Patience::Hold => started_at + self.hold_timeout,
         };
-        let hold_until = self.rt.now() + hold;
-        let wait_until = match &request {
-            Request::Read(read) => self.rt.now() + read.wait,
-            _ => self.rt.now(),
+        let (wait, blocks_for) = match &request {
+            Request::Read(read) if read.min_index > ModifyIndex::ZERO => (read.wait, read.wait),
+            Request::Read(read) => (read.wait, Duration::ZERO),
+            _ => (Duration::ZERO, Duration::ZERO),
         };
+        let wait_until = started_at + wait;
+        let give_up_at = started_at + blocks_for + self.hold_timeout + CALL_SLACK;
         let mut last_failure = None;
         loop {
             let candidates = client.candidates(&self.datacenter);
@@ -288,11 +317,16 @@ impl<R: RaftRt> Router<R> {
                 return Err(CallError::NoServers);
             }
             for (server, address) in candidates {
+                let left = give_up_at.duration_since(self.rt.now());
+                if left.is_zero() {
+                    break;
+                }
                 if let Request::Read(read) = &mut request {
                     // What a server that failed has waited already is not waited again.
                     read.wait = wait_until.duration_since(self.rt.now()).min(read.wait);
                     timeout = self.read_timeout(read);
                 }
+                let timeout = timeout.min(left);
                 match self.call_while_alive(client, server, address, &request, timeout).await {
                     Ok(Response::Failed(CallError::NoLeader)) if !is_stale(&request) => {
                         // It held the request as long as it may: the others know no more.
@@ -311,8 +345,16 @@ impl<R: RaftRt> Router<R> {
                 }
             }
             if self.rt.now() >= hold_until {
-                let reason = last_failure.map(|failure| failure.to_string()).unwrap_or_default();
-                return Err(CallError::Failed(format!("no server answered: {reason}")));
+                // Clients know these words and try again. Whoever is asked for what only a leader may say did not find
+                // one; a stale read needs none, only a server.
+                let failure = last_failure.map(|failure| failure.to_string()).unwrap_or_default();
+                tracing::warn!(%failure, "no server answered");
+                let has_servers = !client.candidates(&self.datacenter).is_empty();
+                return Err(match &request {
+                    _ if !has_servers => CallError::NoServers,
+                    request if is_stale(request) => CallError::NoServers,
+                    _ => CallError::NoLeader,
+                });
             }
             self.rt.sleep(LEADER_RETRY_DELAY * 2).await;
         }
@@ -329,7 +371,7 @@ impl<R: RaftRt> Router<R> {
             request.consistency = Consistency::Default;
         }
         let wait_until = self.rt.now() + request.wait;
-        let mut hold_until = self.rt.now() + RPC_HOLD_TIMEOUT;
+        let mut hold_until = self.rt.now() + self.hold_timeout;
         loop {
             let tried_at = self.rt.now();
             let seen = replica.leadership_version();
@@ -360,7 +402,7 @@ impl<R: RaftRt> Router<R> {
             let now = self.rt.now();
             if request.min_index > ModifyIndex::ZERO && now - tried_at > LEADER_RETRY_DELAY {
                 // A leader was lost after it had served the wait for a while: the hold begins there.
-                hold_until = now + RPC_HOLD_TIMEOUT;
+                hold_until = now + self.hold_timeout;
             }
             if now >= hold_until {
                 return Err(CallError::NoLeader);
@@ -423,7 +465,7 @@ impl<R: RaftRt> Router<R> {
     }
 
     async fn write_here(&self, replica: &Replica<R>, request: WriteRequest) -> Result<Outcome, CallError> {
-        let hold_until = self.rt.now() + RPC_HOLD_TIMEOUT;
+        let hold_until = self.rt.now() + self.hold_timeout;
         loop {
             let seen = replica.leadership_version();
             let status = replica.standing();
@@ -441,7 +483,7 @@ impl<R: RaftRt> Router<R> {
                     command: request.command.clone(),
                     hops: request.hops + 1,
                 };
-                let timeout = RPC_HOLD_TIMEOUT + CALL_SLACK;
+                let timeout = self.hold_timeout + CALL_SLACK;
                 match replica
                     .call_server(leader, &Request::Write(forwarded), self.rt.now() + timeout)
                     .await
@@ -484,7 +526,7 @@ impl<R: RaftRt> Router<R> {
         stale: bool,
         hops: u8,
     ) -> Result<RaftConfigurationReply, CallError> {
-        let hold_until = self.rt.now() + RPC_HOLD_TIMEOUT;
+        let hold_until = self.rt.now() + self.hold_timeout;
         loop {
             let seen = replica.leadership_version();
             let status = replica.status();
@@ -512,7 +554,7 @@ impl<R: RaftRt> Router<R> {
             {
                 let request = Request::RaftConfiguration { stale, hops: hops + 1 };
                 match replica
-                    .call_server(leader, &request, self.rt.now() + RPC_HOLD_TIMEOUT + CALL_SLACK)
+                    .call_server(leader, &request, self.rt.now() + self.hold_timeout + CALL_SLACK)
                     .await
                 {
                     Ok(Response::RaftConfiguration(reply)) => return Ok(reply),
@@ -554,3 +596,6 @@ fn is_stale(request: &Request) -> bool {
 fn mismatched() -> CallError {
     CallError::Failed("the server answered another kind of request".to_owned())
 }
+
+#[cfg(test)]
+mod tests;
