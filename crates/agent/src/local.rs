@@ -11,7 +11,7 @@ use crate::data_dir::{DataDir, DataDirError, Kept, KeptTtl};
 use crate::router::{Router, locked};
 use quorate_anti_entropy::local::Pending;
 use quorate_anti_entropy::{Catalog, Change, LocalState, NodeRecord, sync_interval};
-use quorate_checks::{CheckUpdate, CheckUpdates, Checks};
+use quorate_checks::{CheckUpdate, CheckUpdates, Checks, Reported};
 use quorate_replica::RaftRt;
 use quorate_rt::Rng;
 use quorate_store::{Answer, Command, Consistency, Outcome, Query};
@@ -238,6 +238,8 @@ impl<R: RaftRt> Local<R> {
         settings: LocalSettings,
         node: NodeRecord,
     ) -> Result<(), DefinitionsError> {
+        // An edit between the steps would be forgotten on disk and kept in memory, or the other way round.
+        let _edit = self.inner.edit_lock.lock().await;
         let (gone_services, gone_checks) = {
             let mut table = locked(&self.inner.table);
             let remote = |origin: &BTreeMap<String, Origin>| -> BTreeSet<String> {
@@ -363,8 +365,8 @@ impl<R: RaftRt> Local<R> {
         }
         table.definitions.insert(definition.id.clone(), definition.clone());
         table.check_origin.insert(definition.id.clone(), origin);
-        drop(table);
         if !matches!(definition.kind, CheckKind::Maintenance) {
+            // Under the lock: a result of the check that this one replaces must not be entered as this one's.
             self.inner
                 .checks
                 .add(definition.clone(), initial.0, initial.1, ttl_left);
@@ -547,12 +549,18 @@ impl<R: RaftRt> Local<R> {
             expires_at: self.inner.rt.wall_now() + ttl,
         };
         self.inner.data_dir.keep_ttl(&state).await?;
-        self.inner.checks.told(id, status, &output);
-        if self.record(&CheckUpdate {
+        let update = CheckUpdate {
             id: id.to_owned(),
             status,
             output,
-        }) {
+        };
+        let is_to_be_told = {
+            let mut table = locked(&self.inner.table);
+            // Both under one lock: an expiry before it is overtaken, and one after it comes after it.
+            self.inner.checks.told(id, status, &update.output);
+            self.record(&mut table, &update)
+        };
+        if is_to_be_told {
             self.push_or_retry().await;
         }
         Ok(())
@@ -606,10 +614,16 @@ impl<R: RaftRt> Local<R> {
         }
     }
 
-    /// Takes a check's result into the state; whether it is to be told now.
-    fn record(&self, update: &CheckUpdate) -> bool {
-        let now = self.inner.rt.now();
+    /// Takes what a check came to, unless a client told something else, or it was replaced, since then; whether it is to
+    /// be told now.
+    fn take_result(&self, reported: &Reported) -> bool {
         let mut table = locked(&self.inner.table);
+        reported.is_current() && self.record(&mut table, reported.update())
+    }
+
+    /// Takes a check's result into the state; whether it is to be told now.
+    fn record(&self, table: &mut Table, update: &CheckUpdate) -> bool {
+        let now = self.inner.rt.now();
         let mut delay = table.settings.check_update_interval;
         if !delay.is_zero() {
             // Half of it is drawn, so that the outputs of many checks do not arrive together.
@@ -623,7 +637,6 @@ impl<R: RaftRt> Local<R> {
         };
         let before = table.state.check(&update.id).map(|check| check.status);
         let told = table.state.update_check(now, &update.id, update.status, output, delay);
-        drop(table);
         if let Some(before) = before.filter(|before| *before != update.status) {
             tracing::info!(check = %update.id, from = %before, to = %update.status, "check status changed");
             let line = format!("{} {}", update.id, update.status);
@@ -790,8 +803,8 @@ impl<R: RaftRt> Local<R> {
 
     /// Takes results of checks until the channel ends.
     pub async fn take_results(self, mut results: CheckUpdates) {
-        while let Some(update) = results.recv().await {
-            if self.record(&update) {
+        while let Some(reported) = results.recv().await {
+            if self.take_result(&reported) {
                 self.inner.wake.notify_one();
             }
         }
@@ -881,3 +894,6 @@ pub(crate) fn draw(rng: &mut Rng, most: Duration) -> Duration {
     let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
     Duration::from_nanos(rng.next_u64() % nanos.max(1))
 }
+
+#[cfg(test)]
+mod tests;

@@ -116,6 +116,25 @@ struct Queued {
     generation: u64,
 }
 
+/// A result on its way to who takes it. What a client tells meanwhile overtakes it: who enters results under a lock asks
+/// there whether this one is still true.
+pub struct Reported {
+    queued: Queued,
+}
+
+impl Reported {
+    /// Whether nothing was told, and the check neither replaced nor removed, since this came to be.
+    pub fn is_current(&self) -> bool {
+        locked(&self.queued.slot.state).generation == self.queued.generation
+    }
+    pub fn update(&self) -> &CheckUpdate {
+        &self.queued.update
+    }
+    pub fn into_update(self) -> CheckUpdate {
+        self.queued.update
+    }
+}
+
 /// Results in the order in which they came.
 pub struct CheckUpdates {
     receiver: mpsc::Receiver<Queued>,
@@ -123,11 +142,12 @@ pub struct CheckUpdates {
 
 impl CheckUpdates {
     /// The next result that is still true; `None` once the checks were stopped.
-    pub async fn recv(&mut self) -> Option<CheckUpdate> {
+    pub async fn recv(&mut self) -> Option<Reported> {
         loop {
             let queued = self.receiver.recv().await?;
-            if locked(&queued.slot.state).generation == queued.generation {
-                return Some(queued.update);
+            let reported = Reported { queued };
+            if reported.is_current() {
+                return Some(reported);
             }
         }
     }

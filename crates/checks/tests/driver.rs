@@ -73,12 +73,12 @@ fn add(checks: &Checks<TokioRt>, definition: CheckDefinition) {
 async fn first_of(rt: &TokioRt, definition: CheckDefinition) -> (CheckStatus, String) {
     let (checks, mut updates) = Checks::start(rt.clone());
     add(&checks, definition);
-    let update = updates.recv().await.expect("a result");
+    let update = next(&mut updates).await;
     (update.status, update.output)
 }
 
 async fn next(updates: &mut CheckUpdates) -> CheckUpdate {
-    updates.recv().await.expect("a result")
+    updates.recv().await.expect("a result").into_update()
 }
 
 /// Answers each connection with the next of these texts (the last one again and again), and gives back what was asked.
@@ -340,6 +340,31 @@ fn a_restored_ttl_lasts_as_long_as_was_left_of_it() {
 }
 
 #[test]
+fn a_result_that_was_given_out_knows_when_it_is_overtaken() {
+    on_production(|rt| async move {
+        let (checks, mut updates) = Checks::start(rt.clone());
+        for id in ["told", "replaced", "removed", "kept"] {
+            add(&checks, check(id, ttl(3_600_000)));
+            checks.update_ttl(id, Passing, "old").await.unwrap();
+        }
+        let mut reported = Vec::new();
+        for _ in 0..4 {
+            reported.push(updates.recv().await.expect("a result"));
+        }
+        assert!(reported.iter().all(quorate_checks::Reported::is_current));
+        checks.told("told", Critical, "newer");
+        add(&checks, check("replaced", ttl(3_600_000)));
+        assert!(checks.remove("removed"));
+        let current: Vec<&str> = reported
+            .iter()
+            .filter(|reported| reported.is_current())
+            .map(|reported| reported.update().id.as_str())
+            .collect();
+        assert_eq!(current, ["kept"]);
+    });
+}
+
+#[test]
 fn a_result_overtaken_in_the_channel_is_not_given_out() {
     on_production(|rt| async move {
         let (checks, mut updates) = Checks::start(rt.clone());
@@ -358,7 +383,7 @@ fn a_result_overtaken_in_the_channel_is_not_given_out() {
         let update = next(&mut updates).await;
         assert_eq!((update.id.as_str(), update.output.as_str()), ("b", "new"));
         checks.stop();
-        assert_eq!(updates.recv().await, None);
+        assert!(updates.recv().await.is_none());
         // Nothing starts any more.
         add(&checks, check("d", ttl(1)));
         assert_eq!(
