@@ -10,6 +10,7 @@
     reason = "these tests are about real processes, sockets, files and time"
 )]
 
+mod keyring;
 mod pool;
 mod support;
 
