@@ -20,7 +20,7 @@ mod testing;
 use config::Config;
 pub use keyring::KeyringStartError;
 pub use local::DefinitionsError;
-pub use node::{Agent, Ending, ReloadError, StartError};
+pub use node::{Agent, Ending, ReloadError, StartError, refusals};
 
 use quorate_types::NodeId;
 use std::sync::Arc;

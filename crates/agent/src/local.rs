@@ -839,7 +839,7 @@ impl<R: RaftRt> Local<R> {
     }
 }
 
-fn admit(
+pub(crate) fn admit(
     policy: ScriptPolicy,
     services: &[ServiceDefinition],
     checks: &[CheckDefinition],

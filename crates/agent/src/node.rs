@@ -322,14 +322,11 @@ impl<R: RaftRt> Agent<R> {
 
         let mut http_addresses = Vec::new();
         for address in &config.http_addrs {
-            match address {
-                ListenAddress::Tcp(address) => http_addresses.push(*address),
-                ListenAddress::Unix(path) => {
-                    return Err(StartError::Unsupported(format!(
-                        "addresses.http: unix sockets are not available in this release: remove unix://{}",
-                        path.display()
-                    )));
-                }
+            if let Some(err) = refuse_address(address) {
+                return Err(err);
+            }
+            if let ListenAddress::Tcp(address) = address {
+                http_addresses.push(*address);
             }
         }
         let http_config = http_config(&config).map_err(StartError::Http)?;
@@ -706,6 +703,35 @@ impl<R: RaftRt> Agent<R> {
             seen = alive;
             events.next().await;
         }
+    }
+}
+
+/// Why an agent would not start with this configuration, which reads well: one sentence each. What only the machine can
+/// say (ports, the data directory) is not among them.
+pub fn refusals(config: &Config) -> Vec<String> {
+    let mut refusals = config.refused_definitions.clone();
+    // Kept services are not known here: a check may be for one of them.
+    let kept = config.checks.iter().map(|check| check.service_id.clone()).collect();
+    let admitted = crate::local::admit(config.scripts, &config.services, &config.checks, &kept);
+    refusals.extend(admitted.err().map(|err| err.to_string()));
+    refusals.extend(refuse_unsupported(config).err().map(|err| err.to_string()));
+    refusals.extend(
+        config
+            .http_addrs
+            .iter()
+            .filter_map(refuse_address)
+            .map(|err| err.to_string()),
+    );
+    refusals
+}
+
+fn refuse_address(address: &ListenAddress) -> Option<StartError> {
+    match address {
+        ListenAddress::Tcp(_) => None,
+        ListenAddress::Unix(path) => Some(StartError::Unsupported(format!(
+            "addresses.http: unix sockets are not available in this release: remove unix://{}",
+            path.display()
+        ))),
     }
 }
 

@@ -31,6 +31,10 @@ pub async fn run(context: &Context) -> Result<Report, Report> {
         for warning in &config.warnings {
             report.add_line(warning);
         }
+        // Consul says nothing of these and its agent does not start: the exit code is kept, the reason is told.
+        for refusal in quorate_agent::refusals(&config) {
+            report.add_line(format!("An agent will not start with this: {refusal}"));
+        }
         report.add_line("Configuration is valid!");
     }
     Ok(report)

@@ -380,6 +380,42 @@ fn validate_tells_what_is_wrong_with_which_file() {
     cli("", &["validate", &good]).check(0, "Configuration is valid!\n", "");
     cli("", &["validate", "-quiet", &good]).check(0, "", "");
     let empty = path("empty.json", r#"{"bind_addr": "127.0.0.1"}"#);
+    // Cases a5, a6, a8 and b2 of Consul's transcript: valid, and refused by an agent that starts with them.
+    for (definitions, refusal) in [
+        (
+            r#""service":{"name":"w","check":{"args":["curl"],"interval":"10s"}}"#,
+            "Failed to register service \"w\": Scripts are disabled on this agent; to enable, configure \
+             'enable_script_checks' or 'enable_local_script_checks' to true",
+        ),
+        (
+            r#""service":{"name":"w","check":{"interval":"10s"}}"#,
+            "Failed to register service \"w\": FILE: its check: it has an 'interval' and nothing to run: give it 'args', \
+             'script', 'http' or 'tcp'",
+        ),
+        (
+            r#""service":{"port":1}"#,
+            "Failed to register service \"\": FILE: Missing service name",
+        ),
+        (
+            r#""check":{"id":"m"}"#,
+            "Failed to register check \"m\": FILE: it has neither a 'ttl' nor an 'interval' with something to run \
+             ('args', 'script', 'http' or 'tcp')",
+        ),
+        // Its service may be one that was registered and kept.
+        (r#""check":{"name":"m","ttl":"5s","service_id":"kept"}"#, ""),
+    ] {
+        let text = format!(r#"{{"data_dir":"data","bind_addr":"127.0.0.1",{definitions}}}"#);
+        let refusing = path("refusing.json", &text);
+        let refusal = match refusal {
+            "" => String::new(),
+            refusal => format!(
+                "An agent will not start with this: {}\n",
+                refusal.replace("FILE", &refusing)
+            ),
+        };
+        cli("", &["validate", &refusing]).check(0, &format!("{refusal}Configuration is valid!\n"), "");
+        cli("", &["validate", "-quiet", &refusing]).check(0, "", "");
+    }
     cli("", &["validate", &empty]).check(1, "", "Config validation failed: data_dir cannot be empty\n");
     let nope = folder.0.join("nope.json").display().to_string();
     let text =
@@ -393,11 +429,6 @@ fn refused(mut agent: Agent) -> String {
     agent.start();
     assert_eq!(agent.wait_for_end(), 1, "{}", agent.output());
     agent.output()
-}
-
-#[track_caller]
-fn check_contains(text: &str, part: &str) {
-    assert!(text.contains(part), "{part:?} is not in:\n{text}");
 }
 
 #[test]
@@ -418,6 +449,13 @@ fn an_agent_that_cannot_start_says_why_and_exits_with_1() {
     check_contains(&refused(unknown), "1 error occurred:\n\t* invalid config key bogus\n");
     let syntax = Agent::new("n1", &["-dev"]).with_config("a.json", r#"{"server": true,}"#);
     check_contains(&refused(syntax), "a.json: ");
+    let acl =
+        Agent::new("n1", &["-dev"]).with_config("a.json", r#"{"acl": {"enabled": true, "default_policy": "deny"}}"#);
+    check_contains(
+        &refused(acl),
+        "==> Error starting agent: acl.default_policy is \"deny\", but ACLs are not available in this release and everything \
+         would be open: remove acl.enabled to run without them\n",
+    );
     let service = r#"{"service": {"name": "a", "check": {"args": ["true"], "interval": "1s"}}}"#;
     let scripts = Agent::new("n1", &["-bind=127.0.0.1"]).with_config("a.json", service);
     let data = format!("-data-dir={}", scripts.folder.0.join("data").display());

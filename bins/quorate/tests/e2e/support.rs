@@ -472,3 +472,8 @@ pub fn is_passing_everywhere(cluster: &Cluster, service: &str) -> bool {
         instances.is_some_and(|instances| instances.as_array().is_some_and(|instances| instances.len() == 1))
     })
 }
+
+#[track_caller]
+pub fn check_contains(text: &str, part: &str) {
+    assert!(text.contains(part), "{part:?} is not in:\n{text}");
+}
