@@ -10,7 +10,9 @@
     reason = "these tests are about real processes, sockets, files and time"
 )]
 
+mod ipv6;
 mod keyring;
+mod leave;
 mod pool;
 mod support;
 
