@@ -1,7 +1,7 @@
 //! `cargo xtask ci`: what CI runs, in its order, stopping at the first failure.
 
 use crate::command::{self, cargo, root, run as run_command};
-use crate::{fuzz, packages, readme, sim, tidy};
+use crate::{fuzz, packages, readme, sim, swim_lab, tidy};
 use anyhow::{Context as _, Result, bail};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ Runs all stages in this order, or those named, and stops at the first failure:
   tidy      cargo xtask tidy
   tests     unit, property, transcript and doc tests of the workspace
   sim       scenarios of tier fast, each seed in two processes with equal digests
+  swim-lab  a sample of the gossip pool's experiments against wide bounds
   fuzz      each fuzz target for 10 s
   e2e       real agents, dig and curl against the release build
   readme    the README's commands are there and the first one starts an agent
@@ -30,6 +31,7 @@ const STAGES: &[Stage] = &[
     ("tidy", || tidy::run(&[])),
     ("tests", tests),
     ("sim", simulation),
+    ("swim-lab", swim_lab::check),
     ("fuzz", || fuzz::run(&[])),
     ("e2e", e2e),
     ("readme", readme::check),

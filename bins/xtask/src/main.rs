@@ -16,6 +16,7 @@ mod fuzz;
 mod packages;
 mod readme;
 mod sim;
+mod swim_lab;
 mod tidy;
 
 use std::process::ExitCode;
@@ -23,11 +24,12 @@ use std::process::ExitCode;
 const HELP: &str = "\
 cargo xtask TASK [--help]
 
-  ci      all that CI runs, stage by stage
-  tidy    the layers of the workspace and the rules of its source
-  sim     simulated scenarios, one process per seed
-  fuzz    fuzz targets, each for a while
-  bench   figures beside the peers
+  ci        all that CI runs, stage by stage
+  tidy      the layers of the workspace and the rules of its source
+  sim       simulated scenarios, one process per seed
+  fuzz      fuzz targets, each for a while
+  bench     figures beside the peers
+  swim-lab  the gossip pool in virtual time: Lifeguard's experiments
 ";
 
 type Run = fn(&[&str]) -> anyhow::Result<()>;
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         "sim" => (sim::HELP, sim::run),
         "fuzz" => (fuzz::HELP, fuzz::run),
         "bench" => (bench::HELP, bench::run),
+        "swim-lab" => (swim_lab::HELP, swim_lab::run),
         "help" | "-h" | "-help" | "--help" => {
             print!("{HELP}");
             return ExitCode::SUCCESS;

@@ -13,7 +13,7 @@ const LAYERS: &[(u8, &[&str])] = &[
     (0, &["types"]),
     (1, CORES),
     (2, &["rt", "gossip", "replica", "http-api", "dns-server", "checks"]),
-    (3, &["agent", "api-client"]),
+    (3, &["agent", "api-client", "swim-lab"]),
 ];
 const CORES: &[&str] = &[
     "swim",
