@@ -26,11 +26,13 @@ const WHOLE_EVERY: u32 = 8;
 /// News for one peer sent as packets; more is a second exchange.
 const TOLD_COUNT_MAX: usize = 64;
 /// Between exchanges while they bring news: half to one and a half of it.
-const RESTLESS_INTERVAL: Duration = Duration::from_secs(1);
+const RESTLESS_INTERVAL: Duration = Duration::from_millis(500);
+/// Exchanges that found both sides agreed, one after the other, after which nothing is likely to be missing.
+const CALM_COUNT: u32 = 3;
 /// Exchanges that brought news, one after the other, after which the usual interval is kept: some members may never
 /// agree, say about one that flaps.
-const RESTLESS_COUNT_MAX: u32 = 16;
-/// Fewer news than this is gossip's usual work.
+const RESTLESS_COUNT_MAX: u32 = 32;
+/// Fewer news than this is gossip's usual work, and makes nobody restless.
 const NEWS_COUNT_MIN: usize = 4;
 
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub(super) struct Exchanges {
     /// Since the last regular one that told all.
     count: u32,
     restless_count: u32,
+    /// Exchanges that agree until the usual interval is kept.
+    calm_left: u32,
 }
 
 impl Exchanges {
@@ -50,6 +54,7 @@ impl Exchanges {
             is_next_whole: false,
             count: 0,
             restless_count: 0,
+            calm_left: 0,
         }
     }
 }
@@ -79,7 +84,10 @@ impl Swim {
         // Its own word about itself, whatever address the stream comes from.
         let merged = self.merge(now, from, theirs);
         self.meet_member(peer.id);
-        self.schedule_next(now, merged.news_count);
+        // Being asked by one that is calm proves little: only what we ask ourselves makes us calm.
+        if merged.news_count > 0 {
+            self.schedule_next(now, merged.news_count, false);
+        }
         // Made after the merge, so that it holds our refutation of what they thought of us: after a partition, one
         // exchange is enough to see each other again.
         Ok(if is_whole {
@@ -102,7 +110,7 @@ impl Swim {
         if is_whole {
             self.tell_rest(from, peer, &merged);
         }
-        self.schedule_next(now, merged.news_count);
+        self.schedule_next(now, merged.news_count, !is_whole);
     }
     /// Our half of an exchange.
     pub fn push_pull_request(&self) -> PushPull {
@@ -258,15 +266,22 @@ impl Swim {
             self.outputs.push_back(Output::Packet { to, messages });
         }
     }
-    fn schedule_next(&mut self, now: Instant, news_count: usize) {
-        let is_restless = news_count >= NEWS_COUNT_MIN && self.exchanges.restless_count < RESTLESS_COUNT_MAX;
-        if !is_restless {
-            self.exchanges.restless_count = 0;
+    fn schedule_next(&mut self, now: Instant, news_count: usize, did_agree: bool) {
+        let exchanges = &mut self.exchanges;
+        let is_restless = exchanges.calm_left > 0;
+        if news_count >= NEWS_COUNT_MIN || is_restless && (news_count > 0 || !did_agree) {
+            exchanges.calm_left = CALM_COUNT;
+        } else {
+            exchanges.calm_left = exchanges.calm_left.saturating_sub(1);
+        }
+        if exchanges.calm_left == 0 || exchanges.restless_count >= RESTLESS_COUNT_MAX {
+            exchanges.calm_left = 0;
+            exchanges.restless_count = 0;
             return;
         }
+        exchanges.restless_count += 1;
         // The digests would differ.
         self.exchanges.is_next_whole |= news_count > TOLD_COUNT_MAX;
-        self.exchanges.restless_count += 1;
         let soon = RESTLESS_INTERVAL / 2 + within(&mut self.stream_rng, RESTLESS_INTERVAL);
         self.exchanges.push_pull_at = self.exchanges.push_pull_at.min(now + soon);
     }
