@@ -225,6 +225,66 @@ fn rules_between_keys_are_kept() {
 }
 
 #[test]
+fn every_key_of_gossip_and_addresses_reaches_its_field() {
+    let config = build_json(
+        r#"{"data_dir":"d","bind_addr":"10.0.0.7","serf_lan":"10.0.0.8","serf_wan":"10.0.0.9",
+            "ports":{"serf_lan":9301,"serf_wan":9302},
+            "advertise_addr":"10.1.0.1","advertise_addr_ipv4":"10.1.0.2","advertise_addr_ipv6":"2001:db8::2",
+            "advertise_addr_wan":"10.2.0.1","advertise_addr_wan_ipv4":"10.2.0.2","advertise_addr_wan_ipv6":"2001:db8::3",
+            "serf_lan_allowed_cidrs":["10.0.0.0/8"],"serf_wan_allowed_cidrs":["2001:db8::/32"],
+            "reconnect_timeout":"9h","reconnect_timeout_wan":"10h",
+            "encrypt":"AAAAAAAAAAAAAAAAAAAAAA==","encrypt_verify_incoming":false,"encrypt_verify_outgoing":false,
+            "disable_keyring_file":true,
+            "gossip_lan":{"gossip_nodes":5,"gossip_interval":"1ms","probe_interval":"2ms","probe_timeout":"3ms",
+                          "retransmit_mult":6,"suspicion_mult":7},
+            "gossip_wan":{"gossip_nodes":8,"gossip_interval":"4ms","probe_interval":"5ms","probe_timeout":"6ms",
+                          "retransmit_mult":9,"suspicion_mult":10}}"#,
+    )
+    .unwrap();
+    let ms = Duration::from_millis;
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let lan = Gossip {
+        gossip_nodes: 5,
+        gossip_interval: ms(1),
+        probe_interval: ms(2),
+        probe_timeout: ms(3),
+        retransmit_mult: 6,
+        suspicion_mult: 7,
+        reconnect_timeout: hours(9),
+        allowed_cidrs: vec!["10.0.0.0/8".to_owned()],
+    };
+    let wan = Gossip {
+        gossip_nodes: 8,
+        gossip_interval: ms(4),
+        probe_interval: ms(5),
+        probe_timeout: ms(6),
+        retransmit_mult: 9,
+        suspicion_mult: 10,
+        reconnect_timeout: hours(10),
+        allowed_cidrs: vec!["2001:db8::/32".to_owned()],
+    };
+    assert_eq!((config.gossip_lan, config.gossip_wan), (lan, wan));
+    assert_eq!(config.serf_lan_bind, "10.0.0.8:9301".parse().unwrap());
+    assert_eq!(config.serf_wan_bind, Some("10.0.0.9:9302".parse().unwrap()));
+    assert_eq!(config.advertise_addr, IpAddr::from([10, 1, 0, 1]));
+    assert_eq!(config.advertise_addr_wan, IpAddr::from([10, 2, 0, 1]));
+    let tagged = [
+        ("lan", "10.1.0.1"),
+        ("lan_ipv4", "10.1.0.2"),
+        ("lan_ipv6", "2001:db8::2"),
+        ("wan", "10.2.0.1"),
+        ("wan_ipv4", "10.2.0.2"),
+        ("wan_ipv6", "2001:db8::3"),
+    ];
+    for (tag, address) in tagged {
+        assert_eq!(config.tagged_addresses[tag], address, "{tag}");
+    }
+    assert!(config.encrypt.is_some());
+    assert!(!config.encrypt_verify_incoming && !config.encrypt_verify_outgoing && config.disable_keyring_file);
+    assert_eq!(config.warnings, Vec::<String>::new());
+}
+
+#[test]
 fn a_definition_that_cannot_be_registered_is_kept_aside() {
     let config =
         build_json(r#"{"data_dir":"d","services":[{"name":"ok"},{"name":"w","check":{"interval":"10s"}}]}"#).unwrap();
