@@ -190,7 +190,11 @@ fn check_positions(record: &Record) -> Result<(), String> {
         Record::Purge(position) => [Some(*position), None, None],
         Record::Vote(_) => [None; 3],
     };
-    match positions.into_iter().flatten().find(|position| position.index > NUMBER_MAX) {
+    match positions
+        .into_iter()
+        .flatten()
+        .find(|position| position.index > NUMBER_MAX)
+    {
         Some(position) => Err(format!("no entry is at {position:?}")),
         None => Ok(()),
     }
@@ -404,6 +408,7 @@ impl<D: Disk> Log<D> {
         };
         state.check();
         state.trim_cache(options.cache_len_bytes_max);
+        let disk_of_it = disk.clone();
         let mut writer = Writer::resumed(
             disk,
             directory,
@@ -427,6 +432,12 @@ impl<D: Disk> Log<D> {
             sync.map_err(LogError::io("sync", &segment.path))?;
         }
         for segment in freed.into_iter().chain(unsound) {
+            if torn.as_ref().is_some_and(|torn| torn.path == segment.path) {
+                // Kept as it is, it would be told again and again.
+                let removed = disk_of_it.remove_file(&segment.path).await;
+                removed.map_err(LogError::io("remove", &segment.path))?;
+                continue;
+            }
             writer
                 .reuse(segment.file, segment.path, segment.content.len() as u64)
                 .await?;

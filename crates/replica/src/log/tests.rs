@@ -496,6 +496,52 @@ fn a_torn_write_is_cut_and_told_and_the_log_goes_on_from_there() {
     });
 }
 
+/// Found by fuzzing: the file was kept for reuse with its torn beginning.
+#[test]
+fn a_torn_beginning_of_a_segment_is_told_once() {
+    block_on(async {
+        let disk = FaultDisk::default();
+        let mut opened = Log::create(disk.clone(), Path::new(DIRECTORY), KEY, OPTIONS)
+            .await
+            .unwrap();
+        let mut given = Vec::new();
+        while disk.files().iter().all(|(_, content)| batches(content).0 < 2) {
+            let entry = Entry {
+                position: Position {
+                    term: 1,
+                    index: given.len() as u64,
+                },
+                payload: Payload::Command(Bytes::from(vec![1; 200])),
+            };
+            given.push(entry.clone());
+            opened.log.append(vec![entry], ignore()).await;
+            opened.writer.flush().await.unwrap();
+        }
+        let mut files = disk.files();
+        let at = files.iter().position(|(_, content)| batches(content).0 == 2).unwrap();
+        files[at].1[30] ^= 1;
+        let disk = FaultDisk::with_files(&files);
+        let mut opened = Log::open(disk.clone(), Path::new(DIRECTORY), KEY, OPTIONS)
+            .await
+            .unwrap();
+        let path = files[at].0.clone();
+        assert_eq!(opened.torn, Some(Torn { path, offset: 0 }));
+        opened.log.save_vote(
+            Vote {
+                term: 2,
+                node: NodeId::default(),
+                committed: false,
+            },
+            ignore(),
+        );
+        opened.writer.flush().await.unwrap();
+        let (_, opened, model) = reopen(&disk, 1).await;
+        assert_eq!(opened.torn, None);
+        given.pop();
+        assert_eq!(model.entries, given);
+    });
+}
+
 #[test]
 fn a_log_that_was_used_is_not_replaced_by_a_fresh_one() {
     block_on(async {
