@@ -348,7 +348,7 @@ impl<R: RaftRt> Router<R> {
                 // Clients know these words and try again. Whoever is asked for what only a leader may say did not find
                 // one; a stale read needs none, only a server.
                 let failure = last_failure.map(|failure| failure.to_string()).unwrap_or_default();
-                tracing::warn!(%failure, "no server answered");
+                tracing::debug!(%failure, "no server answered");
                 let has_servers = !client.candidates(&self.datacenter).is_empty();
                 return Err(match &request {
                     _ if !has_servers => CallError::NoServers,
