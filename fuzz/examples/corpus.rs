@@ -7,15 +7,42 @@
     reason = "a tool that writes files, not a part of the product"
 )]
 
+use bytes::Bytes;
+use futures::executor::block_on;
 use quorate_dns_answer::{Name, encode_question, qtype};
+use quorate_replica::log::{Log, LogError, Options};
+use quorate_rt::{Disk as _, File as _, MemoryDisk, OpenMode};
+use quorate_store::{
+    Command, Consistency, KvCommand, KvOperation, KvVerb, Operation, Outcome, Query, SessionCommand, Store,
+};
 use quorate_swim::{MemberState, Message, Update};
-use quorate_types::{Incarnation, NodeId, Uuid};
+use quorate_types::{
+    Check, Deregistration, Incarnation, Instant, KvPair, LogIndex, ModifyIndex, NodeId, Registration, Service, Session,
+    Uuid, WallTime,
+};
+use quorate_wire::codec;
+use quorate_wire::frame::{ConnectionKind, FrameHeader, Hello, HelloReply, What, preamble};
 use quorate_wire::gossip::{StreamMessage, encode_frame, encode_packet};
-use std::collections::BTreeMap;
+use quorate_wire::keyring::{Keyring, RingKey};
+use quorate_wire::log::{
+    BatchWriter, Begin, Entry, Membership, Payload, Position, Record, Server, Vote, encode_entry, encode_record,
+};
+use quorate_wire::raft::{
+    AppendEntries, BulkReply, BulkRequest, Control, ControlReply, Identity, Pledge, RaftReply, RaftRequest,
+    SnapshotMeta, VoteRequest,
+};
+use quorate_wire::rpc::{ReadRequest, Request, Response, StatusReply, WriteRequest};
+use quorate_wire::seal::{Binding, Direction, Greeting, Seal, StartId};
+use quorate_wire::state::{encode_command, encode_snapshot};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// As in the targets.
+const KEY: Uuid = Uuid::from_bytes([9; 16]);
 
 fn write(target: &str, name: &str, input: &[u8]) -> io::Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
@@ -185,7 +212,517 @@ fn gossip() -> io::Result<()> {
     Ok(())
 }
 
+fn node(last: u8) -> NodeId {
+    NodeId(Uuid::from_bytes([last; 16]))
+}
+
+fn vote(term: u64) -> Vote {
+    Vote {
+        term,
+        node: node(1),
+        committed: true,
+    }
+}
+
+fn membership() -> Membership {
+    let server = Server {
+        name: "s1".to_owned(),
+        disk_id: KEY,
+    };
+    Membership {
+        configs: vec![BTreeSet::from([node(1)])],
+        servers: BTreeMap::from([(node(1), server)]),
+    }
+}
+
+fn put(key: &str, value: &[u8]) -> Command {
+    Command::Kv(KvCommand::Set(KvPair {
+        key: key.to_owned(),
+        value: value.to_vec(),
+        ..KvPair::default()
+    }))
+}
+
+fn registration() -> Command {
+    Command::Register(Box::new(Registration {
+        node_id: node(3),
+        node: "n1".into(),
+        address: "10.0.0.1".into(),
+        service: Some(Service {
+            name: "web".into(),
+            tags: vec!["a".into()],
+            ..Service::default()
+        }),
+        checks: vec![Check {
+            check_id: "c".into(),
+            service_id: "web".into(),
+            ..Check::default()
+        }],
+        ..Registration::default()
+    }))
+}
+
+fn commands() -> Vec<(&'static str, Vec<Command>)> {
+    let set = || put("a/b", b"1");
+    vec![
+        ("barrier", vec![Command::Barrier]),
+        ("register", vec![registration()]),
+        (
+            "register_and_deregister",
+            vec![
+                registration(),
+                Command::Deregister(Deregistration {
+                    node: "n1".into(),
+                    ..Deregistration::default()
+                }),
+            ],
+        ),
+        (
+            "keys",
+            vec![
+                set(),
+                put("a/c", b"2"),
+                Command::Kv(KvCommand::Cas {
+                    pair: KvPair {
+                        key: "a/b".to_owned(),
+                        ..KvPair::default()
+                    },
+                    expected: ModifyIndex(1),
+                }),
+                Command::Kv(KvCommand::DeleteCas {
+                    key: "a/b".to_owned(),
+                    expected: ModifyIndex(3),
+                }),
+                Command::Kv(KvCommand::DeleteTree {
+                    prefix: "a/".to_owned(),
+                }),
+                Command::CollectTombstones { up_to: ModifyIndex(4) },
+            ],
+        ),
+        (
+            "lock",
+            vec![
+                registration(),
+                Command::Session(SessionCommand::Create(Session {
+                    id: KEY,
+                    node: "n1".to_owned(),
+                    lock_delay: Duration::from_secs(15),
+                    service_checks: vec!["c".to_owned()],
+                    ..Session::default()
+                })),
+                Command::Kv(KvCommand::Acquire {
+                    pair: KvPair {
+                        key: "lock".to_owned(),
+                        ..KvPair::default()
+                    },
+                    session: KEY,
+                }),
+                Command::Session(SessionCommand::Destroy { id: KEY }),
+                Command::Session(SessionCommand::EndLockDelays {
+                    delays: vec![("lock".to_owned(), ModifyIndex(4))],
+                }),
+            ],
+        ),
+        (
+            "transaction",
+            vec![
+                set(),
+                Command::Transaction(
+                    [KvVerb::Set, KvVerb::Cas, KvVerb::Get, KvVerb::DeleteTree]
+                        .map(|verb| {
+                            Operation::Kv(KvOperation {
+                                verb,
+                                key: "a/b".to_owned(),
+                                index: ModifyIndex(1),
+                                ..KvOperation::default()
+                            })
+                        })
+                        .to_vec(),
+                ),
+            ],
+        ),
+        ("batch", vec![Command::Batch(vec![set(), registration()]), set()]),
+        (
+            "cluster",
+            vec![Command::NameCluster {
+                id: KEY,
+                at: WallTime::from_nanos(5),
+            }],
+        ),
+    ]
+}
+
+/// Behind two bytes of length.
+fn piece(bytes: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(bytes.len()).expect("seeds are small");
+    [&len.to_le_bytes()[..], bytes].concat()
+}
+
+fn command() -> io::Result<()> {
+    for (name, commands) in commands() {
+        let input: Vec<u8> = commands
+            .iter()
+            .flat_map(|command| piece(&encode_command(command)))
+            .collect();
+        write("command", name, &input)?;
+    }
+    Ok(())
+}
+
+fn snapshot() -> io::Result<()> {
+    let mut store = Store::new();
+    write(
+        "snapshot",
+        "empty",
+        &[
+            &[0],
+            &encode_snapshot(store.records()).flatten().collect::<Vec<u8>>()[..],
+        ]
+        .concat(),
+    )?;
+    for (index, command) in (1..).zip(commands().into_iter().flat_map(|(_, commands)| commands)) {
+        store.apply(LogIndex(index), &command);
+    }
+    let whole: Vec<u8> = encode_snapshot(store.records()).flatten().collect();
+    write("snapshot", "whole", &[&[0], &whole[..]].concat())?;
+    write("snapshot", "cut", &[&[0], &whole[..whole.len() / 2]].concat())?;
+    // One frame of all records, and one frame each.
+    let bodies: Vec<Vec<u8>> = store
+        .records()
+        .map(|record| {
+            let bytes = codec::encode(&record);
+            let len = u32::try_from(bytes.len()).expect("seeds are small");
+            [&len.to_le_bytes()[..], &bytes].concat()
+        })
+        .collect();
+    write("snapshot", "bodies_one", &[&[1], &piece(&bodies.concat())[..]].concat())?;
+    let each: Vec<u8> = bodies.iter().flat_map(|body| piece(body)).collect();
+    write("snapshot", "bodies_each", &[&[7], &each[..]].concat())
+}
+
+fn entry(term: u64, index: u64, payload: Payload) -> Entry {
+    Entry {
+        position: Position { term, index },
+        payload,
+    }
+}
+
+fn log_segment() -> io::Result<()> {
+    let payload = || Payload::Command(Bytes::from(encode_command(&put("a", b"1"))));
+    let position = Position { term: 2, index: 7 };
+    let records = [
+        (
+            "begin",
+            Record::Begin(Begin {
+                first_generation: 1,
+                vote: Some(vote(2)),
+                committed: None,
+                purged: Some(position),
+                last: Some(position),
+            }),
+        ),
+        ("vote", Record::Vote(vote(3))),
+        ("entry", Record::Entry(entry(2, 8, payload()))),
+        (
+            "membership",
+            Record::Entry(entry(2, 9, Payload::Membership(membership()))),
+        ),
+        ("blank", Record::Entry(entry(2, 10, Payload::Blank))),
+        ("truncate", Record::Truncate(Some(position))),
+        ("purge", Record::Purge(position)),
+        ("commit", Record::Commit(None)),
+    ];
+    let mut segment = Vec::new();
+    for (sequence, (name, record)) in (1..).zip(records) {
+        let mut bytes = Vec::new();
+        encode_record(&KEY, &record, &mut bytes);
+        // The kind, and the body behind length and checksum.
+        write(
+            "log_segment",
+            &format!("record_{name}"),
+            &[&[1, bytes[0]], &bytes[9..]].concat(),
+        )?;
+        if let Record::Entry(entry) = &record {
+            let mut bytes = vec![2];
+            encode_entry(entry, &mut bytes);
+            write("log_segment", &format!("entry_{name}"), &bytes)?;
+        }
+        let mut batch = BatchWriter::default();
+        batch.push(&KEY, &record);
+        segment.extend_from_slice(&batch.finish(&KEY, 1, sequence));
+    }
+    write("log_segment", "segment", &[&[0], &segment[..]].concat())?;
+    segment[40..80].fill(0);
+    write("log_segment", "segment_damaged", &[&[0], &segment[..]].concat())
+}
+
+/// The files of a log of some entries, truncated and purged now and then.
+async fn log_files(batch_count: u64) -> Result<Vec<Vec<u8>>, LogError> {
+    const OPTIONS: Options = Options {
+        first_segment_len_bytes: 512,
+        segment_len_bytes: 512,
+        cache_len_bytes_max: 256,
+        pending_len_bytes_max: 1024 * 1024,
+    };
+    let memory = "memory takes it";
+    let disk = MemoryDisk::default();
+    let directory = Path::new("/raft");
+    disk.create_dir_all(directory).await.expect(memory);
+    let mut opened = Log::create(disk.clone(), directory, KEY, OPTIONS).await?;
+    for number in 0..batch_count {
+        let index = opened.log.last().map_or(0, |last| last.index + 1);
+        let payload = match number % 4 {
+            0 => Payload::Membership(membership()),
+            _ => Payload::Command(Bytes::from(encode_command(&put("a", &[number as u8; 20])))),
+        };
+        opened
+            .log
+            .append(vec![entry(1 + number / 4, index, payload)], Box::new(|_| {}))
+            .await;
+        match number % 6 {
+            2 => opened.log.save_vote(vote(1 + number / 4), Box::new(|_| {})),
+            3 => opened.log.save_committed(opened.log.last())?,
+            4 => opened.log.truncate(
+                Some(Position {
+                    term: 1 + (number - 1) / 4,
+                    index: index - 1,
+                }),
+                Box::new(|_| {}),
+            ),
+            5 if number > 6 => opened.log.purge(
+                Position {
+                    term: 1 + number / 4,
+                    index,
+                },
+                Box::new(|_| {}),
+            ),
+            _ => {}
+        }
+        opened.writer.flush().await?;
+    }
+    let mut files = Vec::new();
+    for found in disk.list(directory).await.expect(memory) {
+        let file = disk
+            .open(&directory.join(found.name), OpenMode::Read)
+            .await
+            .expect(memory);
+        files.push(file.read_at(0, 512).await.expect(memory));
+    }
+    Ok(files)
+}
+
+fn log_recovery() -> io::Result<()> {
+    for (name, batch_count) in [("fresh", 0), ("short", 3), ("two", 6), ("several", 17)] {
+        let files = block_on(log_files(batch_count))?.concat();
+        write("log_recovery", name, &[&[0], &files[..]].concat())?;
+        write(
+            "log_recovery",
+            &format!("{name}_repaired"),
+            &[&[3], &files[..]].concat(),
+        )?;
+        let mut torn = files.clone();
+        let used = torn
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .expect("it begins with a batch");
+        torn[used] = 0;
+        write("log_recovery", &format!("{name}_torn"), &[&[0], &torn[..]].concat())?;
+    }
+    Ok(())
+}
+
+fn rpc_frame() -> io::Result<()> {
+    let hello = Hello {
+        cluster_id: Some(KEY),
+        from: node(1),
+        from_disk: Some(KEY),
+        to: Some(node(2)),
+        to_disk: None,
+    };
+    let welcome = HelloReply::Welcome {
+        node: node(2),
+        disk: Some(KEY),
+    };
+    let position = Position { term: 2, index: 7 };
+    let append = RaftRequest::Append(AppendEntries {
+        vote: vote(2),
+        previous: Some(position),
+        committed: None,
+        entries: vec![
+            entry(2, 8, Payload::Blank),
+            entry(2, 9, Payload::Command(Bytes::from(encode_command(&put("a", b"1"))))),
+            entry(2, 10, Payload::Membership(membership())),
+        ],
+    });
+    let ask = RaftRequest::PreVote(VoteRequest {
+        vote: vote(3),
+        last: Some(position),
+        is_transfer: false,
+    });
+    let meta = SnapshotMeta {
+        last: Some(position),
+        membership_at: None,
+        membership: membership(),
+    };
+    let begin = BulkRequest::Begin {
+        vote: vote(2),
+        meta: meta.clone(),
+        len_bytes: 7,
+    };
+    let chunk = BulkRequest::Chunk {
+        offset: 0,
+        content: Bytes::from_static(b"content"),
+    };
+    let read = Request::Read(ReadRequest {
+        query: Query::KvGet { key: "a".to_owned() },
+        consistency: Consistency::Default,
+        min_index: ModifyIndex(3),
+        wait: Duration::from_secs(9),
+        max_stale: None,
+        hops: 0,
+    });
+    let change = Request::Write(WriteRequest {
+        command: registration(),
+        hops: 1,
+    });
+    let pledge = Pledge {
+        proposer: node(1),
+        cluster_id: KEY,
+        round: 1,
+        servers: BTreeSet::from([node(1), node(2)]),
+    };
+    let identity = Identity {
+        node_id: node(1),
+        disk_id: KEY,
+        cluster_id: None,
+        pledge: Some(pledge.clone()),
+    };
+    let control = Control::Pledge {
+        pledge,
+        yielded: BTreeSet::new(),
+    };
+    let pledged = ControlReply::Pledged {
+        name: "s1".to_owned(),
+        disk_id: KEY,
+    };
+    let status = Response::Status(StatusReply {
+        leader: Some(([10, 0, 0, 1], 8300).into()),
+        peers: vec![([10, 0, 0, 1], 8300).into()],
+    });
+    let bodies: [(&str, u8, Bytes); 16] = [
+        ("hello", 1, hello.encode().into()),
+        ("welcome", 2, welcome.encode().into()),
+        ("append", 3, append.encode()),
+        ("pre_vote", 3, ask.encode()),
+        ("conflict", 4, RaftReply::Conflict.encode()),
+        ("bulk_begin", 5, begin.encode()),
+        ("bulk_chunk", 5, chunk.encode()),
+        ("bulk_end", 5, BulkRequest::End.encode()),
+        ("installed", 6, BulkReply::Installed { vote: vote(2) }.encode()),
+        ("read", 7, codec::encode(&read).into()),
+        ("write", 7, codec::encode(&change).into()),
+        ("control", 8, control.encode()),
+        ("pledged", 9, pledged.encode()),
+        ("status", 9, codec::encode(&status).into()),
+        ("meta", 10, meta.encode()),
+        // Behind version and checksum.
+        ("identity", 11, identity.to_file().slice(5..)),
+    ];
+    for (name, kind, body) in &bodies {
+        write("rpc_frame", &format!("body_{name}"), &[&[*kind], &body[..]].concat())?;
+    }
+    let done = codec::encode(&Response::Write(Outcome::Done));
+    write("rpc_frame", "body_done", &[&[9], &done[..]].concat())?;
+    for (name, kind, calls) in [
+        ("raft", ConnectionKind::Raft, vec![append.encode(), ask.encode()]),
+        ("bulk", ConnectionKind::Bulk, vec![begin.encode(), chunk.encode()]),
+        ("request", ConnectionKind::Request, vec![codec::encode(&read).into()]),
+    ] {
+        let mut input = vec![0];
+        input.extend(preamble(kind));
+        let mut frame = |id: u64, what: What, body: &[u8]| {
+            let header = FrameHeader {
+                body_len_bytes: body.len(),
+                id,
+                what,
+            };
+            input.extend(header.encode());
+            input.extend(body);
+        };
+        frame(0, What::Hello, &hello.encode());
+        for (id, call) in (1..).zip(&calls) {
+            frame(id, What::Call, call);
+        }
+        frame(1, What::Cancel, &[]);
+        write("rpc_frame", &format!("connection_{name}"), &input)?;
+    }
+    Ok(())
+}
+
+fn keyring() -> io::Result<()> {
+    let files = [
+        (
+            "two_keys",
+            r#"["pUqJrVyVRj5jsiYEkM/tFQYfWyJIv4s3XkvDwy7Cu5s=", "Yj1Tl6n7r5uLyTtOmS8Bng=="]"#,
+        ),
+        ("one_key", "[\n  \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\"\n]\n"),
+        ("no_key", "[]"),
+        ("short_key", r#"["MTIz"]"#),
+        ("no_list", r#"{"Key": "MTIz"}"#),
+    ];
+    for (name, content) in files {
+        write("keyring_file", name, content.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn sealed() -> io::Result<()> {
+    let ring = Keyring::new(RingKey::from_bytes(&[7; 32]).map_err(io::Error::other)?);
+    let mut member = Seal::new(ring, StartId([3; 16]), 1_795_360_406_000, Instant::ZERO, 4);
+    let packet = member.seal_packet(Instant::ZERO, &[Message::Nack { sequence: 4 }]);
+    let binding = Binding {
+        client: Greeting([3; 16]),
+        server: Greeting([4; 16]),
+        direction: Direction::Answer,
+    };
+    let target = NodeId(Uuid::from_bytes([1; 16]));
+    let frame = member
+        .frame_sealer(Instant::ZERO)
+        .seal(&binding, &StreamMessage::Ping { target });
+    let frame = frame.map_err(io::Error::other)?;
+    // A changed byte each: as they are, members would take them.
+    let changed = |mut bytes: Vec<u8>| {
+        if let Some(last) = bytes.last_mut() {
+            *last ^= 1;
+        }
+        bytes
+    };
+    for (kind, way) in [(0, "as_it_is"), (1, "known_key")] {
+        write(
+            "sealed_packet",
+            &format!("packet_{way}"),
+            &[&[kind], &changed(packet.clone())[..]].concat(),
+        )?;
+        write(
+            "sealed_packet",
+            &format!("frame_{way}"),
+            &[&[kind], &changed(frame.clone())[..]].concat(),
+        )?;
+    }
+    let greeting = Greeting([5; 16]).encode();
+    write("sealed_packet", "greeting", &[&[0], &greeting[..]].concat())?;
+    write("sealed_packet", "changed_header", &[2, 30, 1, 1, 2, 3])?;
+    write("sealed_packet", "changed_body", &[2, 40, 0x80, 200, 100])
+}
+
 fn main() -> io::Result<()> {
+    keyring()?;
+    sealed()?;
     dns()?;
-    gossip()
+    gossip()?;
+    log_segment()?;
+    log_recovery()?;
+    snapshot()?;
+    rpc_frame()?;
+    command()
 }
