@@ -21,7 +21,7 @@ pub mod transaction;
 pub use command::{Command, CommandError, KvCommand, Outcome, SessionCommand};
 pub use query::{AddressOwner, Answer, Consistency, Evaluation, Instance, NodeView, Query, Topic, fold};
 pub use record::{Record, RecordError, StoreBuilder};
-pub use session::{LockDelay, SessionChange};
+pub use session::{LockDelay, SessionChange, SessionView};
 pub use state::{Applied, ClusterName, Store};
 pub use transaction::{
     CatalogVerb, CheckOperation, KvOperation, KvVerb, NodeOperation, Operation, OperationError, OperationFault,

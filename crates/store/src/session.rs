@@ -79,6 +79,11 @@ pub(crate) struct SessionTable {
     index: ModifyIndex,
 }
 
+/// The sessions and lock-delays of one state, without the rest of it: whoever keeps this to compare holds nothing else in
+/// memory.
+#[derive(Clone, Debug, Default)]
+pub struct SessionView(pub(crate) SessionTable);
+
 impl SessionTable {
     /// Its node and checks are those of the catalog, and well: the caller looked.
     pub(crate) fn create(
@@ -160,6 +165,10 @@ impl SessionTable {
     }
     pub(crate) fn contains(&self, id: Uuid) -> bool {
         self.sessions.contains_key(&id)
+    }
+
+    pub(crate) fn get(&self, id: Uuid) -> Option<&Arc<Session>> {
+        self.sessions.get(&id)
     }
 
     /// The sessions of a node (its folded name), by id.

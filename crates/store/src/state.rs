@@ -11,11 +11,12 @@ use crate::coordinate::CoordinateTable;
 use crate::digest::hash_of;
 use crate::kv::KvTable;
 use crate::query::{Answer, Evaluation, Query, Topic, fold};
-use crate::session::{SessionChange, SessionTable};
+use crate::session::{SessionChange, SessionTable, SessionView};
 use crate::touched::{Lost, Touched};
 use quorate_types::{CheckStatus, LogIndex, ModifyIndex, Session, Uuid, WallTime};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// The cluster's identity, and when it was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,10 +186,18 @@ impl Store {
         }
     }
 
+    /// The sessions and lock-delays as of now.
+    pub fn session_view(&self) -> SessionView {
+        SessionView(self.sessions.clone())
+    }
     /// What became of sessions and lock-delays since an earlier state. Costs in proportion to that, when this state was
     /// made of the earlier one.
-    pub fn session_changes_since(&self, before: &Self) -> Vec<SessionChange> {
-        self.sessions.changes_since(&before.sessions)
+    pub fn session_changes_since(&self, before: &SessionView) -> Vec<SessionChange> {
+        self.sessions.changes_since(&before.0)
+    }
+    /// One session, if it lasts.
+    pub fn session(&self, id: Uuid) -> Option<Arc<Session>> {
+        self.sessions.get(id).cloned()
     }
 
     /// The answer as of now, with the index that the contract gives this read.

@@ -1365,7 +1365,7 @@ proptest! {
                     || matches!(query, Query::Node { .. }), "{:?} changed behind its index by {:?}", query, command);
             }
 
-            follow(&mut sessions, &mut delays, store.session_changes_since(&before));
+            follow(&mut sessions, &mut delays, store.session_changes_since(&before.session_view()));
             prop_assert_eq!(&sessions, &model.tables.sessions);
             prop_assert_eq!(&delays, &model.tables.delays);
 

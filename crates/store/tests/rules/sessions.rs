@@ -1,7 +1,7 @@
 //! Sessions, locks and lock-delays (http-api section 8, semantics section 5).
 
 use super::*;
-use quorate_store::{LockDelay, SessionChange, SessionCommand};
+use quorate_store::{LockDelay, SessionChange, SessionCommand, SessionView};
 use quorate_types::{Session, SessionBehavior, limits};
 use std::time::Duration;
 
@@ -256,7 +256,7 @@ fn a_lock_delay_keeps_a_key_from_everybody_until_the_leader_ends_it() {
     bench.unchanged(end_delay("lock", since + 1));
     bench.unchanged(end_delay("other", since));
     assert!(!bench.decided(acquire("lock", "x", 2)));
-    let changes = bench.store.session_changes_since(&Store::new());
+    let changes = bench.store.session_changes_since(&SessionView::default());
     let delay = LockDelay {
         since: ModifyIndex(since),
         delay: Duration::from_secs(15),
@@ -289,7 +289,7 @@ fn a_lock_delay_of_nothing_is_none_and_a_long_one_is_cut() {
     bench.decided(acquire("k", "x", 2));
     bench.done(destroy(2));
     assert!(bench.decided(acquire("k", "x", 3)));
-    let before = bench.store.clone();
+    let before = bench.store.session_view();
     bench.done(destroy(3));
     let changes = bench.store.session_changes_since(&before);
     let delay = LockDelay {
@@ -304,7 +304,7 @@ fn a_lock_delay_of_nothing_is_none_and_a_long_one_is_cut() {
             SessionChange::Delayed { key: key(), delay }
         ]
     );
-    let before = bench.store.clone();
+    let before = bench.store.session_view();
     bench.done(end_delay("k", delay.since.0));
     let changes = bench.store.session_changes_since(&before);
     assert_eq!(changes, vec![SessionChange::DelayEnded { key: key() }]);
