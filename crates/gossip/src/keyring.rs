@@ -33,7 +33,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 /// Between two log lines about one cause.
@@ -137,6 +137,20 @@ struct Refused {
     told_at: Option<Instant>,
 }
 
+impl Refused {
+    /// Counts one more. How many the log is to tell of; `None`: it told of this cause not long ago.
+    fn count(&mut self, now: Instant) -> Option<u64> {
+        self.count += 1;
+        let is_recent = self.told_at.is_some_and(|told_at| now < told_at + REFUSED_LOG_INTERVAL);
+        if is_recent {
+            return None;
+        }
+        let untold = self.count - self.count_told;
+        (self.told_at, self.count_told) = (Some(now), self.count);
+        Some(untold)
+    }
+}
+
 /// What a stream's frames hold for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Session {
@@ -210,16 +224,9 @@ impl<R: Rt> Guard<R> {
     pub(crate) fn refuse(&self, cause: RefusedCause, from: SocketAddr, err: &dyn fmt::Display) {
         let now = self.rt.now();
         let mut refused = self.refused.lock().expect("no holder panics");
-        let refused = refused.entry(cause).or_default();
-        refused.count += 1;
-        if refused
-            .told_at
-            .is_some_and(|told_at| now < told_at + REFUSED_LOG_INTERVAL)
-        {
+        let Some(count) = refused.entry(cause).or_default().count(now) else {
             return;
-        }
-        let count = refused.count - refused.count_told;
-        (refused.told_at, refused.count_told) = (Some(now), refused.count);
+        };
         let (pool, word) = (self.pool, cause.as_str());
         if cause.is_ordinary() {
             debug!(pool, %from, cause = word, count, %err, "refused what a peer sent");
@@ -421,21 +428,23 @@ impl<R: Rt> Guard<R> {
         let _one_at_a_time = sealing.change.lock().await;
         let mut ring = sealing.seal().ring().clone();
         let key = |bytes: &KeyBytes| RingKey::from_bytes(&bytes.0).map_err(|err| err.to_string());
-        let changed = match request {
+        let (what, changed) = match request {
             KeyringRequest::List => {
                 let keys = ring.keys().iter();
                 return Ok(keys
                     .map(|key| KeyBytes(Zeroizing::new(key.as_bytes().to_vec())))
                     .collect());
             }
-            KeyringRequest::Install(bytes) => ring.install(key(bytes)?),
-            KeyringRequest::Use(bytes) => ring.use_key(&key(bytes)?),
-            KeyringRequest::Remove(bytes) => ring.remove(&key(bytes)?),
+            KeyringRequest::Install(bytes) => ("a key was installed", ring.install(key(bytes)?)),
+            KeyringRequest::Use(bytes) => ("another key is used", ring.use_key(&key(bytes)?)),
+            KeyringRequest::Remove(bytes) => ("a key was removed", ring.remove(&key(bytes)?)),
         };
         changed.map_err(|err| err.to_string())?;
+        let count = ring.keys().len();
         let kept = sealing.keeper.keep(&ring).await;
         kept.map_err(|err| format!("Failed to write keyring: {err}"))?;
         sealing.seal().set_ring(ring);
+        info!(pool = self.pool, keys = count, "the gossip keyring was changed: {what}");
         Ok(Vec::new())
     }
 }
@@ -475,4 +484,22 @@ async fn read_body<S: AsyncRead + Unpin>(stream: &mut S, len_bytes: usize) -> Re
     let mut rest = stream.take(len_bytes as u64);
     rest.read_to_end(&mut body).await.map_err(StreamError::Io)?;
     Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_tells_of_a_cause_once_in_a_while_and_how_often_it_was() {
+        let mut refused = Refused::default();
+        let at = Instant::from_millis;
+        assert_eq!(refused.count(at(5)), Some(1));
+        for millis in 6..1000 {
+            assert_eq!(refused.count(at(millis)), None);
+        }
+        assert_eq!(refused.count(at(30_004)), None);
+        assert_eq!(refused.count(at(30_005)), Some(996));
+        assert_eq!(refused.count, 997);
+    }
 }
