@@ -65,6 +65,9 @@ pub struct Config {
     /// Beyond memberlist: an accuser's word weighs by its health and its record. Off: `dead` is believed at once,
     /// whoever says it, and a confirmation may end a suspicion at once.
     pub weighs_accusers: bool,
+    /// Beyond memberlist: a member that fails again and again, or is suspected without end, stays failed for a while
+    /// (pools of 32 and more). Off: it is back with each word of its own.
+    pub holds_flapping: bool,
     /// Beyond memberlist: time in which this member did not run, though something was due, counts against nobody. Off: it
     /// counts against all whom it suspects.
     pub excuses_pauses: bool,
@@ -108,6 +111,7 @@ impl Config {
             lha_suspicion: true,
             buddy: true,
             weighs_accusers: true,
+            holds_flapping: true,
             excuses_pauses: true,
             heals_at_contact: true,
         }
@@ -129,6 +133,7 @@ impl Config {
             lha_suspicion: false,
             buddy: false,
             weighs_accusers: false,
+            holds_flapping: false,
             excuses_pauses: false,
             heals_at_contact: false,
             ..self

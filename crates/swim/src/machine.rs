@@ -7,6 +7,7 @@
 
 mod doubt;
 mod exchange;
+mod flap;
 mod heal;
 mod intent;
 mod link;
@@ -26,6 +27,7 @@ use crate::message::{
 use crate::suspicion::Suspicion;
 use doubt::Doubt;
 use exchange::Exchanges;
+use flap::Flaps;
 use heal::Healing;
 use intent::LeaveIntent;
 use link::Links;
@@ -163,6 +165,8 @@ pub struct Counters {
     pub relays_refused: u64,
     /// Accusations that we kept to ourselves, as nobody answered us.
     pub accusations_withheld: u64,
+    /// Members kept out for a while, as they failed again and again.
+    pub held: u64,
     /// News of members that are forgotten, which came too late.
     pub departed_refused: u64,
     /// Updates dropped as too many waited.
@@ -222,6 +226,7 @@ pub struct Swim {
     recently_dead: VecDeque<(Instant, Seat)>,
     rules: rules::Hearsay,
     doubt: Doubt,
+    flaps: Flaps,
     links: Links,
     healing: Healing,
     exchanges: Exchanges,
@@ -313,6 +318,7 @@ impl Swim {
             recently_dead: VecDeque::new(),
             rules: rules::Hearsay::default(),
             doubt: Doubt::new(now),
+            flaps: Flaps::default(),
             links: Links::default(),
             healing: Healing::new(now + within(&mut knock_rng, config.probe_interval), now),
             exchanges: Exchanges::new(push_pull_at),
@@ -719,6 +725,7 @@ impl Swim {
         self.broadcasts.check();
         self.rules.check();
         self.doubt.check();
+        self.flaps.check();
         self.check_probes();
         self.check_healing();
         self.check_links();

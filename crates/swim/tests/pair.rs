@@ -39,6 +39,8 @@ struct Cluster {
     isolated: BTreeSet<SocketAddr>,
     datagram_cuts: BTreeSet<(SocketAddr, SocketAddr)>,
     loss_permille: u64,
+    /// To whom nothing is delivered.
+    deaf: BTreeSet<SocketAddr>,
     refusals: Vec<Refusal>,
     packet_count: u64,
 }
@@ -74,6 +76,7 @@ impl Cluster {
             isolated: BTreeSet::new(),
             datagram_cuts: BTreeSet::new(),
             loss_permille: 0,
+            deaf: BTreeSet::new(),
             refusals: Vec::new(),
             packet_count: 0,
         }
@@ -161,6 +164,9 @@ impl Cluster {
     }
 
     fn deliver(&mut self, to: SocketAddr, delivery: Delivery) {
+        if self.deaf.contains(&to) {
+            return;
+        }
         let latency = Duration::from_micros(200 + self.rng.next_u64() % 2000);
         self.sequence += 1;
         self.queue.insert((self.now + latency, self.sequence), (to, delivery));
@@ -190,6 +196,7 @@ impl Cluster {
                     to, target, sequence, ..
                 } => {
                     let is_answered = !self.is_cut(from, to)
+                        && !self.deaf.contains(&to)
                         && self.nodes.get(&to).is_some_and(|peer| {
                             peer.is_running && !peer.is_paused && peer.swim.handle_stream_ping(target)
                         });
@@ -343,6 +350,52 @@ fn one_cut_off_member_does_not_have_healthy_ones_declared_dead() {
             assert!(!wrongly, "seed {seed}: n{viewer} believed n1");
         }
     }
+}
+
+#[test]
+fn a_member_that_is_deaf_again_and_again_is_failed_once_more_and_then_kept_out_until_it_is_started_anew() {
+    const COUNT: u8 = 34;
+    let mut net = Cluster::joined(COUNT, 23);
+    let others: Vec<u8> = (1..COUNT).collect();
+    for _ in 0..2 {
+        net.deaf.insert(address(COUNT));
+        net.run(secs(20));
+        assert!(net.all_see(&others, COUNT, Status::Dead), "deaf, it is failed");
+        net.deaf.clear();
+        net.run(secs(20));
+    }
+    assert!(net.all_see(&others, COUNT, Status::Dead), "and not believed any more");
+    net.forget_events();
+    for is_deaf in [true, false, true, false] {
+        if is_deaf {
+            net.deaf.insert(address(COUNT));
+        } else {
+            net.deaf.clear();
+        }
+        net.run(secs(20));
+    }
+    for viewer in &others {
+        let flapped = |event: &Event| matches!(event, Event::Failed(_) | Event::Joined(_));
+        assert!(!net.events(*viewer).iter().any(flapped), "n{viewer} sees no change");
+    }
+    // Healthy for long enough, it is back by itself.
+    net.run_until("it is back", secs(400), |net| {
+        net.all_see(&others, COUNT, Status::Alive)
+    });
+
+    let mut net = Cluster::joined(COUNT, 24);
+    for _ in 0..2 {
+        net.deaf.insert(address(COUNT));
+        net.run(secs(20));
+        net.deaf.clear();
+        net.run(secs(20));
+    }
+    assert!(net.all_see(&others, COUNT, Status::Dead));
+    net.start(describe(COUNT), 5_000_000);
+    net.join(COUNT, 1);
+    net.run_until("started anew, it is let in", secs(5), |net| {
+        net.all_see(&others, COUNT, Status::Alive)
+    });
 }
 
 #[test]

@@ -111,7 +111,8 @@ impl Swim {
             // The longer it is dead, the less often: eight times less after an hour, as most do not come back.
             let age = now - self.gone[&seat].at;
             let hush = if age > KNOCK_LESS_TIME { KNOCK_LESS } else { 1 };
-            if below(&mut self.knock_rng, hush) > 0 {
+            let is_held = self.flaps.is_held(now, self.table.get(seat).id());
+            if is_held || below(&mut self.knock_rng, hush) > 0 {
                 continue;
             }
             let (target, to) = (self.table.get(seat).id(), self.table.get(seat).address());
@@ -142,7 +143,11 @@ impl Swim {
         if holders.is_empty() && canonical(from) != self.my_record().address() {
             return self.meet(now, from);
         }
-        let beliefs = holders.into_iter().filter_map(|seat| self.accusation(seat));
+        // One that is held would refute for nothing.
+        let holders = holders.into_iter();
+        let beliefs = holders
+            .filter(|seat| !self.flaps.is_held(now, self.table.get(*seat).id()))
+            .filter_map(|seat| self.accusation(seat));
         messages.extend(beliefs.map(Message::Update).take(BELIEF_COUNT_MAX));
     }
     /// A ping came from somebody unknown.

@@ -217,6 +217,11 @@ impl Swim {
             self.forget(seat);
             known = None;
         }
+        if let Some(seat) = known
+            && self.is_kept_down(now, seat, &member, incarnation)
+        {
+            return;
+        }
         self.broadcast(Update::Alive {
             member: Arc::clone(&member),
             incarnation,
@@ -253,6 +258,21 @@ impl Swim {
                 }
             }
         }
+    }
+    /// What a flapping member says of itself does not make it alive: a suspect stays one, a failed one failed.
+    fn is_kept_down(&mut self, now: Instant, seat: Seat, member: &Arc<MemberState>, incarnation: Incarnation) -> bool {
+        let record = self.table.get(seat);
+        let before = record.incarnation();
+        let is_kept_down = match record.status() {
+            Status::Suspect => self.is_chronic(now, member.id, before, incarnation),
+            Status::Dead => self.keeps_out(now, seat, incarnation),
+            Status::Alive | Status::Left => false,
+        };
+        if is_kept_down {
+            self.table.set_incarnation(seat, incarnation);
+            self.table.set_state(seat, Arc::clone(member));
+        }
+        is_kept_down
     }
     fn admit_new(&mut self, now: Instant, source: SocketAddr, state: Arc<MemberState>, incarnation: Incarnation) {
         let id = state.id;
@@ -386,6 +406,7 @@ impl Swim {
         self.expiries.insert((suspicion.expires_at(), seat));
         self.suspicions.insert(seat, suspicion);
         self.counters.suspicions += 1;
+        self.note_suspected(now, member, from);
         self.broadcast(Update::Suspect {
             member,
             incarnation,
@@ -481,6 +502,7 @@ impl Swim {
         if let Some(intent) = self.leave_intents.get(&seat).copied() {
             return self.declare_left(now, seat, intent.from, intent.prune);
         }
+        self.note_failed(now, member);
         self.set_status(now, seat, Status::Dead, member);
         self.change(Event::Failed(self.seen(seat)));
     }
