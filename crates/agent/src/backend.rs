@@ -3,9 +3,9 @@
 use crate::API_VERSION;
 use crate::config::HostPort;
 use crate::config::definition::{DefinitionError, prepare_check, prepare_service};
-use crate::keyring;
 use crate::local::EditError;
 use crate::node::{Agent, Inner};
+use crate::wan;
 use quorate_gossip::Gossip;
 use quorate_http_api::{
     AgentFacts, Backend, BackendError, KeyringOperation, KeyringPool, LocalError, RaftConfiguration, RaftServer,
@@ -16,9 +16,12 @@ use quorate_store::{Command, Outcome};
 use quorate_types::{
     Check, CheckDefinition, CheckStatus, Member, MemberStatus, ModifyIndex, Service, ServiceDefinition,
 };
-use quorate_wire::rpc::{CallError, ReadRequest as RpcReadRequest};
+use quorate_wire::rpc::{self, CallError, ReadRequest as RpcReadRequest};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
+
+/// Where a WAN pool is reached unless told otherwise (Consul's `ports.serf_wan`).
+const WAN_PORT: u16 = 8302;
 
 /// The agent as the HTTP API sees it. Weak: the agent owns the API's server, and must be able to end.
 pub struct AgentBackend<R: RaftRt> {
@@ -26,6 +29,7 @@ pub struct AgentBackend<R: RaftRt> {
     // Cheap handles, so that reads need no upgrade.
     router: crate::router::Router<R>,
     gossip: Gossip<R>,
+    wan: Option<Gossip<R>>,
     local: crate::local::Local<R>,
     datacenter: Arc<str>,
 }
@@ -36,6 +40,7 @@ impl<R: RaftRt> Clone for AgentBackend<R> {
             inner: Weak::clone(&self.inner),
             router: self.router.clone(),
             gossip: self.gossip.clone(),
+            wan: self.wan.clone(),
             local: self.local.clone(),
             datacenter: Arc::clone(&self.datacenter),
         }
@@ -49,9 +54,17 @@ impl<R: RaftRt> AgentBackend<R> {
             inner: Arc::downgrade(inner),
             router: inner.router.clone(),
             gossip: inner.gossip.clone(),
+            wan: inner.wan.clone(),
             local: inner.local.clone(),
             datacenter: Arc::clone(&inner.datacenter),
         }
+    }
+
+    fn wan_pool(&self) -> Result<&Gossip<R>, LocalError> {
+        let none = || {
+            LocalError::Failed("this agent has no WAN pool: only servers do, unless ports.serf_wan is -1".to_owned())
+        };
+        self.wan.as_ref().ok_or_else(none)
     }
 
     fn agent(&self) -> Result<Agent<R>, LocalError> {
@@ -126,7 +139,7 @@ impl<R: RaftRt> Backend for AgentBackend<R> {
     }
 
     async fn datacenters(&self) -> Result<Vec<String>, BackendError> {
-        Ok(vec![self.datacenter.to_string()])
+        self.router.datacenters().await.map_err(backend_error)
     }
 
     fn node_name(&self) -> String {
@@ -157,30 +170,22 @@ impl<R: RaftRt> Backend for AgentBackend<R> {
     }
 
     fn members(&self, wan: bool) -> Option<Vec<Member>> {
-        let is_server = self.router.replica().is_some();
-        match wan {
-            false => Some(self.gossip.members().to_vec()),
-            // The WAN pool of one datacenter is its servers.
-            true if is_server => {
-                let mut servers: Vec<Member> = self
-                    .gossip
-                    .members()
-                    .iter()
-                    .filter(|member| member.is_server())
-                    .cloned()
-                    .collect();
-                for server in &mut servers {
-                    server.name = format!("{}.{}", server.name, self.datacenter);
-                }
-                Some(servers)
-            }
-            true => None,
+        if !wan {
+            return Some(self.gossip.members().to_vec());
         }
+        // Without a WAN pool (`ports.serf_wan` of -1) a server is told nobody; a client has no answer.
+        let is_server = self.router.replica().is_some();
+        is_server.then(|| self.wan.as_ref().map(|wan| wan.members().to_vec()).unwrap_or_default())
     }
 
-    async fn join(&self, address: &str, _wan: bool) -> Result<(), LocalError> {
+    async fn join(&self, address: &str, wan: bool) -> Result<(), LocalError> {
         let agent = self.agent()?;
-        let target = HostPort::parse(address, agent.config().ports.serf_lan)
+        let config = agent.config();
+        let (pool, port) = match wan {
+            false => (&self.gossip, config.ports.serf_lan),
+            true => (self.wan_pool()?, config.ports.serf_wan.unwrap_or(WAN_PORT)),
+        };
+        let target = HostPort::parse(address, port)
             .map_err(|err| LocalError::Join(vec![format!("Failed to join {address}: {err}")]))?;
         let addresses = agent.inner.rt.resolve(&target.host, target.port).await.map_err(|err| {
             LocalError::Join(vec![format!(
@@ -188,10 +193,10 @@ impl<R: RaftRt> Backend for AgentBackend<R> {
                 target.host
             )])
         })?;
-        if addresses.contains(&self.gossip.local_member().address) {
+        if addresses.contains(&pool.local_member().address) {
             return Ok(());
         }
-        match self.gossip.join(&addresses).await {
+        match pool.join(&addresses).await {
             Ok(_) => Ok(()),
             Err(err) => Err(LocalError::Join(
                 err.failures
@@ -209,11 +214,17 @@ impl<R: RaftRt> Backend for AgentBackend<R> {
         Ok(())
     }
 
-    async fn force_leave(&self, name: &str, prune: bool, _wan: bool) -> Result<(), LocalError> {
-        self.gossip
-            .force_leave(name, prune)
-            .await
-            .map_err(|_| LocalError::UnknownMember(name.to_owned()))
+    async fn force_leave(&self, name: &str, prune: bool, wan: bool) -> Result<(), LocalError> {
+        let unknown = |_| LocalError::UnknownMember(name.to_owned());
+        if wan {
+            return self.wan_pool()?.force_leave(name, prune).await.map_err(unknown);
+        }
+        self.gossip.force_leave(name, prune).await.map_err(unknown)?;
+        if let Some(wan) = &self.wan {
+            // Of this pool's members only servers are there.
+            let _ = wan.force_leave(&wan::name(name, &self.datacenter), prune).await;
+        }
+        Ok(())
     }
 
     async fn reload(&self) -> Result<(), LocalError> {
@@ -224,7 +235,27 @@ impl<R: RaftRt> Backend for AgentBackend<R> {
     }
 
     async fn keyring(&self, operation: KeyringOperation, local_only: bool) -> Result<Vec<KeyringPool>, LocalError> {
-        Ok(keyring::ask(&self.gossip, &self.datacenter, operation, local_only).await)
+        let operation = match operation {
+            KeyringOperation::List => rpc::KeyringOperation::List,
+            KeyringOperation::Install(key) => rpc::KeyringOperation::Install(key),
+            KeyringOperation::Use(key) => rpc::KeyringOperation::Use(key),
+            KeyringOperation::Remove(key) => rpc::KeyringOperation::Remove(key),
+        };
+        let pools = self.router.keyring(operation, local_only).await;
+        let pool = |pool: rpc::KeyringPool| KeyringPool {
+            wan: pool.is_wan,
+            datacenter: self.datacenter.to_string(),
+            member_count: pool.member_count,
+            keys: pool.keys,
+            primary_keys: pool.primary_keys,
+            messages: pool.messages,
+            failure: pool.failure,
+        };
+        Ok(pools
+            .map_err(|err| LocalError::Failed(err.to_string()))?
+            .into_iter()
+            .map(pool)
+            .collect())
     }
 
     fn services(&self) -> Vec<Arc<Service>> {
@@ -363,12 +394,17 @@ fn stats<R: RaftRt>(inner: &Inner<R>) -> Stats {
             .find(|member| member.id == id)
             .and_then(Member::rpc_address)
     };
+    let wan_members = inner.wan.as_ref().map(Gossip::members).unwrap_or_default();
+    let known_datacenters = wan::datacenters(&wan_members, &inner.datacenter).len();
+    if let Some(wan) = &inner.wan {
+        stats.insert("serf_wan".to_owned(), wan.stats());
+    }
     stats.insert(
         "consul".to_owned(),
         group([
             ("acl", "disabled".to_owned()),
             ("bootstrap", inner.is_bootstrap().to_string()),
-            ("known_datacenters", "1".to_owned()),
+            ("known_datacenters", known_datacenters.to_string()),
             ("leader", status.is_leader.to_string()),
             (
                 "leader_addr",

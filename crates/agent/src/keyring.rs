@@ -1,6 +1,6 @@
 //! The gossip keyring of this agent: its file, and what operators ask of the whole pool's rings.
 //!
-//! Layout as Consul's: `serf/local.keyring` in the data directory, a JSON list of keys, readable by this agent's user only.
+//! Layout as Consul's: `serf/local.keyring` (and a server's `serf/remote.keyring` for the WAN) in the data directory, a JSON list of keys, readable by this agent's user only.
 //! The key given as `encrypt` makes the first file. From then on the file counts, so that a rotated key survives restarts with
 //! an old configuration; a file alone turns encryption on. With `disable_keyring_file` there is only the given key.
 //! Not here: the ring's rules (`wire::keyring`), how members are asked (`gossip`).
@@ -12,16 +12,37 @@ use futures::future::BoxFuture;
 use quorate_gossip::{
     Encryption, Gossip, KeyBytes, KeyError, Keyring, KeyringFileError, KeyringKeeper, KeyringRequest, NotKept,
 };
-use quorate_http_api::{KeyringOperation, KeyringPool};
 use quorate_rt::{AnyDisk, Disk, Rt};
 use quorate_wire::keyring::{KEYRING_FILE_LEN_BYTES_MAX, decode_base64};
+use quorate_wire::rpc::{KeyringOperation, KeyringPool};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use thiserror::Error;
 
 const FOLDER: &str = "serf";
-const LAN_FILE: &str = "local.keyring";
+
+/// Each pool has a ring of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pool {
+    Lan,
+    Wan,
+}
+
+impl Pool {
+    const fn file(self) -> &'static str {
+        match self {
+            Self::Lan => "local.keyring",
+            Self::Wan => "remote.keyring",
+        }
+    }
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Lan => "LAN",
+            Self::Wan => "WAN",
+        }
+    }
+}
 
 /// Why the keyring cannot be used.
 #[derive(Debug, Error)]
@@ -37,11 +58,12 @@ pub enum KeyringStartError {
 struct KeyringFile<D> {
     disk: AnyDisk<D>,
     folder: PathBuf,
+    pool: Pool,
 }
 
 impl<D: Disk> KeyringFile<D> {
     fn path(&self) -> PathBuf {
-        self.folder.join(LAN_FILE)
+        self.folder.join(self.pool.file())
     }
     async fn write(&self, content: Bytes) -> io::Result<()> {
         self.disk.create_dir_all(&self.folder).await?;
@@ -63,6 +85,7 @@ impl<D: Disk> KeyringKeeper for KeyringFile<D> {
 pub(crate) async fn load<R: Rt>(
     config: &Config,
     data_dir: &DataDir<R>,
+    pool: Pool,
 ) -> Result<Option<Encryption>, KeyringStartError> {
     let encryption = |keyring, keeper| Encryption {
         keyring,
@@ -77,6 +100,7 @@ pub(crate) async fn load<R: Rt>(
     let file = KeyringFile {
         disk: data_dir.disk(),
         folder: data_dir.path().join(FOLDER),
+        pool,
     };
     let path = file.path();
     let ring = match file.disk.read(&path, KEYRING_FILE_LEN_BYTES_MAX as u64).await {
@@ -84,8 +108,8 @@ pub(crate) async fn load<R: Rt>(
             let ring = Keyring::decode_file(&content).map_err(|err| KeyringStartError::Damaged { path, err })?;
             if given.is_some_and(|key| !ring.contains(&key)) {
                 tracing::warn!(
-                    keyring = "LAN",
-                    "LAN keyring doesn't include key provided with -encrypt, using keyring"
+                    "{} keyring doesn't include key provided with -encrypt, using keyring",
+                    pool.name()
                 );
             }
             ring
@@ -104,40 +128,39 @@ pub(crate) async fn load<R: Rt>(
     Ok(Some(encryption(ring, Arc::new(file))))
 }
 
-/// What all members say to an operator's request, as Consul tells it: the WAN pool first, which is the servers as long as
-/// there is one datacenter.
+/// What all members of a server's pools say to an operator's request: the WAN pool first, as Consul tells it.
 pub(crate) async fn ask<R: Rt>(
-    gossip: &Gossip<R>,
-    datacenter: &str,
+    lan: &Gossip<R>,
+    wan: Option<&Gossip<R>>,
     operation: KeyringOperation,
     local_only: bool,
 ) -> Vec<KeyringPool> {
-    let mut lan = KeyringPool {
-        datacenter: datacenter.to_owned(),
-        ..KeyringPool::default()
-    };
-    let mut wan = KeyringPool {
-        wan: true,
-        ..lan.clone()
-    };
-    match request(operation) {
-        Err(err) => {
-            lan.failure = Some(err.to_string());
-            wan.failure = lan.failure.clone();
-        }
-        Ok(request) => {
-            for answer in gossip.keyring(request).await {
-                let name = &answer.member.name;
-                if answer.member.is_server() {
-                    add(&mut wan, format!("{name}.{datacenter}"), &answer.result);
+    let wan = wan.filter(|_| !local_only);
+    let request = request(operation);
+    let ask = async |gossip: &Gossip<R>, is_wan| {
+        let mut pool = KeyringPool {
+            is_wan,
+            ..KeyringPool::default()
+        };
+        match &request {
+            Err(err) => pool.failure = Some(err.to_string()),
+            Ok(request) => {
+                for answer in gossip.keyring(request.clone()).await {
+                    add(&mut pool, answer.member.name, &answer.result);
                 }
-                add(&mut lan, name.clone(), &answer.result);
+                conclude(&mut pool);
             }
-            conclude(&mut lan);
-            conclude(&mut wan);
         }
-    }
-    if local_only { vec![lan] } else { vec![wan, lan] }
+        pool
+    };
+    let ask_wan = async {
+        match wan {
+            Some(wan) => Some(ask(wan, true).await),
+            None => None,
+        }
+    };
+    let (wan, lan) = futures::future::join(ask_wan, ask(lan, false)).await;
+    wan.into_iter().chain([lan]).collect()
 }
 
 fn request(operation: KeyringOperation) -> Result<KeyringRequest, KeyError> {

@@ -16,6 +16,7 @@ mod node;
 mod router;
 #[cfg(test)]
 mod testing;
+mod wan;
 
 use config::Config;
 pub use keyring::KeyringStartError;

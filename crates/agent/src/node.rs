@@ -12,7 +12,7 @@ use crate::dns::{DnsCatalog, Staleness, settings as dns_settings};
 use crate::leader::ServerDuties;
 use crate::local::{DefinitionsError, Local, LocalSettings, draw};
 use crate::router::{ClientRole, MembersView, Role, Router, is_alive_server, locked};
-use crate::{API_VERSION, Hooks, keyring};
+use crate::{API_VERSION, Hooks, keyring, wan};
 use arc_swap::ArcSwap;
 use quorate_anti_entropy::NodeRecord;
 use quorate_checks::Checks;
@@ -121,6 +121,8 @@ pub(crate) struct Inner<R: RaftRt> {
     pub(crate) datacenter: Arc<str>,
     pub(crate) router: Router<R>,
     pub(crate) gossip: Gossip<R>,
+    /// Servers only, and not with `ports.serf_wan` of -1.
+    pub(crate) wan: Option<Gossip<R>>,
     pub(crate) local: Local<R>,
     data_dir: DataDir<R>,
     staleness: Arc<ArcSwap<Staleness>>,
@@ -175,7 +177,7 @@ impl<R: RaftRt> Agent<R> {
         refuse_unsupported(&config)?;
         let data_dir = DataDir::open(&rt, config.data_dir.as_deref(), config.node_id).await?;
         let node_id = data_dir.node_id();
-        let encryption = keyring::load(&config, &data_dir).await?;
+        let encryption = keyring::load(&config, &data_dir, keyring::Pool::Lan).await?;
         (hooks.starting)(&config, node_id, encryption.is_some());
         (hooks.set_log_level)(config.logging.level.as_str());
         for warning in &config.warnings {
@@ -217,27 +219,45 @@ impl<R: RaftRt> Agent<R> {
         let rpc_port = replica
             .as_ref()
             .map_or(config.ports.server, |replica| replica.local_addr().port());
-        let gossip_config = GossipConfig {
-            id: node_id,
-            name: config.node_name.clone(),
-            datacenter: config.datacenter.clone(),
-            bind: config.serf_lan_bind,
-            advertise: config.advertise_addr,
-            tags: tags(&config, node_id, rpc_port),
-            timing: timing(&config),
-            pool: "lan",
-            encryption,
+        let mut lan_tags = tags(&config, node_id, rpc_port);
+        let pools = async {
+            let wan_encryption = keyring::load(&config, &data_dir, keyring::Pool::Wan).await?;
+            let wan = wan::start(&rt, &config, node_id, lan_tags.clone(), wan_encryption).await?;
+            if let Some(wan) = &wan {
+                let port = wan.local_member().address.port();
+                lan_tags.insert(wan::PORT_TAG.to_owned(), port.to_string());
+            }
+            let lan = GossipConfig {
+                id: node_id,
+                name: config.node_name.clone(),
+                datacenter: config.datacenter.clone(),
+                bind: config.serf_lan_bind,
+                advertise: config.advertise_addr,
+                tags: lan_tags,
+                timing: timing(&config),
+                pool: "lan",
+                encryption,
+            };
+            match Gossip::start(rt.clone(), lan).await {
+                Ok(lan) => Ok((lan, wan)),
+                Err(err) => {
+                    if let Some(wan) = wan {
+                        wan.stop().await;
+                    }
+                    Err(StartError::Gossip(err))
+                }
+            }
         };
-        let gossip = match Gossip::start(rt.clone(), gossip_config).await {
-            Ok(gossip) => gossip,
+        let (gossip, wan_pool) = match pools.await {
+            Ok(pools) => pools,
             Err(err) => {
                 if let Some(replica) = replica {
                     replica.stop().await;
                 }
-                return Err(StartError::Gossip(err));
+                return Err(err);
             }
         };
-        members.set(gossip.clone());
+        members.set(gossip.clone(), wan_pool.clone());
         let role = match &replica {
             Some(replica) => Role::Server(replica.clone()),
             None => Role::Client(Arc::new(ClientRole::new(
@@ -271,6 +291,7 @@ impl<R: RaftRt> Agent<R> {
                 datacenter: Arc::clone(&datacenter),
                 router,
                 gossip,
+                wan: wan_pool,
                 local,
                 data_dir,
                 staleness,
@@ -353,9 +374,23 @@ impl<R: RaftRt> Agent<R> {
             DataDir::write_pid_file(rt, path).await?;
         }
         if !config.join.start_join.is_empty() {
-            self.join_once(&config.join.start_join)
+            self.join_once(&inner.gossip, &config.join.start_join)
                 .await
                 .map_err(StartError::Join)?;
+        }
+        if let Some(wan) = &inner.wan {
+            if !config.join.start_join_wan.is_empty() {
+                self.join_once(wan, &config.join.start_join_wan)
+                    .await
+                    .map_err(StartError::Join)?;
+            }
+            self.keep(rt.spawn("agent.flood-wan", self.clone().flood_wan(wan.clone())));
+            if !config.join.retry_join_wan.is_empty() {
+                self.keep(rt.spawn(
+                    "agent.retry-join-wan",
+                    self.clone().retry_join(wan.clone(), JoinPlan::wan),
+                ));
+            }
         }
         let gossip = inner.gossip.clone();
         let sync = inner.local.clone().keep_in_sync(move || gossip.members().len());
@@ -365,7 +400,10 @@ impl<R: RaftRt> Agent<R> {
         self.keep(rt.spawn("agent.servers-seen", self.clone().watch_servers()));
         self.keep(rt.spawn("agent.members", self.clone().keep_members()));
         if !config.join.retry_join.is_empty() {
-            self.keep(rt.spawn("agent.retry-join", self.clone().retry_join()));
+            self.keep(rt.spawn(
+                "agent.retry-join",
+                self.clone().retry_join(inner.gossip.clone(), JoinPlan::lan),
+            ));
         }
         Ok(())
     }
@@ -489,7 +527,12 @@ impl<R: RaftRt> Agent<R> {
                 Err(_) => tracing::warn!("leadership was not handed over in time"),
             }
         }
-        inner.gossip.leave().await;
+        let leave_wan = async {
+            if let Some(wan) = &inner.wan {
+                wan.leave().await;
+            }
+        };
+        futures::future::join(leave_wan, inner.gossip.leave()).await;
         if others.is_some() {
             // The new leader removes this server. It is waited for, so that the quorum never counts one that is gone.
             let removed = async {
@@ -534,6 +577,9 @@ impl<R: RaftRt> Agent<R> {
         locked(&inner.tasks).clear();
         inner.local.stop_checks();
         inner.gossip.stop().await;
+        if let Some(wan) = &inner.wan {
+            wan.stop().await;
+        }
         if let Some(replica) = inner.router.replica() {
             replica.stop().await;
         }
@@ -577,7 +623,7 @@ impl<R: RaftRt> Agent<R> {
     }
 
     /// Contacts these addresses once; how many members answered.
-    pub(crate) async fn join_once(&self, targets: &[HostPort]) -> Result<usize, String> {
+    async fn join_once(&self, pool: &Gossip<R>, targets: &[HostPort]) -> Result<usize, String> {
         let (mut addresses, mut failures) = (Vec::new(), Vec::new());
         for target in targets {
             match self.inner.rt.resolve(&target.host, target.port).await {
@@ -585,13 +631,13 @@ impl<R: RaftRt> Agent<R> {
                 Err(err) => failures.push(format!("Failed to resolve {}: {err}", target.host)),
             }
         }
-        let own = self.local_member().address;
+        let own = pool.local_member().address;
         if addresses.iter().all(|address| *address == own) && !addresses.is_empty() {
             // Only itself: nobody new, and no failure.
             return Ok(1);
         }
         addresses.retain(|address| *address != own);
-        match self.inner.gossip.join(&addresses).await {
+        match pool.join(&addresses).await {
             Ok(count) if count > 0 => Ok(count),
             Ok(_) => Err(failures.join(", ")),
             Err(err) => {
@@ -639,7 +685,7 @@ impl<R: RaftRt> Agent<R> {
         }
     }
 
-    async fn retry_join(self) {
+    async fn retry_join(self, pool: Gossip<R>, plan: fn(&Config) -> JoinPlan<'_>) {
         let rt = &self.inner.rt;
         let mut attempt = 0_u32;
         // Agents that are started together miss one another by moments: the first tries follow sooner than the interval
@@ -647,13 +693,11 @@ impl<R: RaftRt> Agent<R> {
         let mut delay = FIRST_JOIN_RETRY_DELAY;
         loop {
             let config = self.config();
-            let interval = config.join.retry_interval;
-            match self.join_once(&config.join.retry_join).await {
+            let plan = plan(&config);
+            match self.join_once(&pool, plan.targets).await {
                 Ok(count) => {
                     tracing::info!(count, "joined");
-                    let others = self
-                        .inner
-                        .gossip
+                    let others = pool
                         .members()
                         .iter()
                         .any(|member| member.id != self.inner.node_id && member.status == MemberStatus::Alive);
@@ -664,7 +708,7 @@ impl<R: RaftRt> Agent<R> {
                 }
                 Err(err) => {
                     attempt += 1;
-                    if config.join.retry_max > 0 && attempt >= config.join.retry_max {
+                    if plan.retry_max > 0 && attempt >= plan.retry_max {
                         tracing::error!(%err, "max join retry exhausted, exiting");
                         self.end(Ending::Stopped);
                         return;
@@ -672,10 +716,10 @@ impl<R: RaftRt> Agent<R> {
                     tracing::warn!(%err, "join failed, will retry");
                 }
             }
-            let pause = if config.join.retry_max > 0 {
-                interval
+            let pause = if plan.retry_max > 0 {
+                plan.interval
             } else {
-                delay.min(interval)
+                delay.min(plan.interval)
             };
             delay = delay.saturating_mul(2);
             rt.sleep(pause).await;
@@ -735,6 +779,31 @@ fn refuse_address(address: &ListenAddress) -> Option<StartError> {
     }
 }
 
+/// What a pool is to join, again and again until it did.
+struct JoinPlan<'a> {
+    targets: &'a [HostPort],
+    interval: Duration,
+    /// 0: for ever.
+    retry_max: u32,
+}
+
+impl JoinPlan<'_> {
+    fn lan(config: &Config) -> JoinPlan<'_> {
+        JoinPlan {
+            targets: &config.join.retry_join,
+            interval: config.join.retry_interval,
+            retry_max: config.join.retry_max,
+        }
+    }
+    fn wan(config: &Config) -> JoinPlan<'_> {
+        JoinPlan {
+            targets: &config.join.retry_join_wan,
+            interval: config.join.retry_interval_wan,
+            retry_max: config.join.retry_max_wan,
+        }
+    }
+}
+
 /// Settings that promise protection which is not there: going on without it would be worse than not starting.
 fn refuse_unsupported(config: &Config) -> Result<(), StartError> {
     let refused = if config.acl.enabled && config.acl.default_policy == crate::config::AclPolicy::Deny {
@@ -754,8 +823,6 @@ fn settings_without_effect(config: &Config) -> Vec<&'static str> {
         ("serf_lan_allowed_cidrs", !config.gossip_lan.allowed_cidrs.is_empty()),
         ("serf_wan_allowed_cidrs", !config.gossip_wan.allowed_cidrs.is_empty()),
         ("session_ttl_min", config.session_ttl_min != Duration::from_secs(10)),
-        ("retry_join_wan", !config.join.retry_join_wan.is_empty()),
-        ("start_join_wan", !config.join.start_join_wan.is_empty()),
         ("ports.https", !config.https_addrs.is_empty()),
         (
             "limits.request_limits",

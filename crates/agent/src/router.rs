@@ -6,13 +6,15 @@
 //! read is woken by changes of what it watches, and answers when its own index moved.
 //! Not here: how servers agree (`replica`), what clients see (`http-api`, `dns-answer`).
 
+use crate::{keyring, wan};
 use quorate_gossip::Gossip;
 use quorate_replica::{CallFailure, RaftRt, ReadError, Replica, RpcClient, WriteError};
 use quorate_rt::Rng;
 use quorate_store::{Answer, Command, Consistency, Outcome, Query};
 use quorate_types::{Instant, Member, MemberStatus, ModifyIndex, NodeId};
 use quorate_wire::rpc::{
-    CallError, RaftConfigurationReply, RaftServer, ReadReply, ReadRequest, Request, Response, StatusReply, WriteRequest,
+    CallError, KeyringOperation, KeyringPool, RaftConfigurationReply, RaftServer, ReadReply, ReadRequest, Request,
+    Response, StatusReply, WriteRequest,
 };
 use rand_core::Rng as _;
 use std::net::SocketAddr;
@@ -27,6 +29,8 @@ const STALE_CALL_TIMEOUT: Duration = Duration::from_secs(1);
 const SERVER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// What an answer may need beyond the wait it was asked to keep.
 const CALL_SLACK: Duration = Duration::from_secs(3);
+/// Every member of every pool is asked, some of whom may not answer.
+const KEYRING_CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks for a leader, when nothing says that there is one.
 const LEADER_RETRY_DELAY: Duration = Duration::from_millis(50);
 
@@ -69,25 +73,28 @@ pub struct Router<R: RaftRt> {
     hold_timeout: Duration,
 }
 
-/// The pool as the router needs it; absent until gossip has started.
+/// The pools as the router needs them; absent until gossip has started.
 #[derive(Clone)]
 pub struct MembersView<R: RaftRt> {
-    gossip: Arc<std::sync::OnceLock<Gossip<R>>>,
+    pools: Arc<std::sync::OnceLock<Pools<R>>>,
 }
+
+/// The LAN pool, and the WAN pool where there is one.
+type Pools<R> = (Gossip<R>, Option<Gossip<R>>);
 
 impl<R: RaftRt> Default for MembersView<R> {
     fn default() -> Self {
-        Self { gossip: Arc::default() }
+        Self { pools: Arc::default() }
     }
 }
 
 impl<R: RaftRt> MembersView<R> {
-    pub fn set(&self, gossip: Gossip<R>) {
+    pub fn set(&self, lan: Gossip<R>, wan: Option<Gossip<R>>) {
         // Set once, at start.
-        let _ = self.gossip.set(gossip);
+        let _ = self.pools.set((lan, wan));
     }
     fn all(&self) -> Arc<Vec<Member>> {
-        self.gossip.get().map(Gossip::members).unwrap_or_default()
+        self.pools.get().map(|(lan, _)| lan.members()).unwrap_or_default()
     }
 }
 
@@ -229,6 +236,51 @@ impl<R: RaftRt> Router<R> {
         }
     }
 
+    /// What the members of the pools say about their keyrings. A client knows the LAN pool only, and asks a server.
+    pub async fn keyring(&self, operation: KeyringOperation, local_only: bool) -> Result<Vec<KeyringPool>, CallError> {
+        match &self.role {
+            Role::Server(_) => Ok(self.keyring_here(operation, local_only).await),
+            Role::Client(client) => {
+                let request = Request::Keyring { operation, local_only };
+                match self
+                    .ask_a_server(client, request, KEYRING_CALL_TIMEOUT, Patience::Hold)
+                    .await?
+                {
+                    Response::Keyring(pools) => Ok(pools),
+                    Response::Failed(err) => Err(err),
+                    _ => Err(mismatched()),
+                }
+            }
+        }
+    }
+
+    /// The server's own comes first. Needs no leader.
+    pub async fn datacenters(&self) -> Result<Vec<String>, CallError> {
+        match &self.role {
+            Role::Server(_) => Ok(self.datacenters_here()),
+            Role::Client(client) => {
+                let asked = self.ask_a_server(client, Request::Datacenters, CALL_SLACK, Patience::Hold);
+                match asked.await? {
+                    Response::Datacenters(datacenters) => Ok(datacenters),
+                    Response::Failed(err) => Err(err),
+                    _ => Err(mismatched()),
+                }
+            }
+        }
+    }
+
+    fn datacenters_here(&self) -> Vec<String> {
+        let wan = self.members.pools.get().and_then(|(_, wan)| wan.as_ref());
+        wan::datacenters(&wan.map(Gossip::members).unwrap_or_default(), &self.datacenter)
+    }
+
+    async fn keyring_here(&self, operation: KeyringOperation, local_only: bool) -> Vec<KeyringPool> {
+        match self.members.pools.get() {
+            Some((lan, wan)) => keyring::ask(lan, wan.as_ref(), operation, local_only).await,
+            None => Vec::new(),
+        }
+    }
+
     /// Answers what another agent asked this server.
     pub async fn serve(&self, request: Request) -> Response {
         let Role::Server(replica) = &self.role else {
@@ -242,6 +294,10 @@ impl<R: RaftRt> Router<R> {
                 .raft_configuration_here(replica, stale, hops)
                 .await
                 .map(Response::RaftConfiguration),
+            Request::Datacenters => Ok(Response::Datacenters(self.datacenters_here())),
+            Request::Keyring { operation, local_only } => {
+                Ok(Response::Keyring(self.keyring_here(operation, local_only).await))
+            }
         };
         response.unwrap_or_else(Response::Failed)
     }
@@ -296,7 +352,8 @@ impl<R: RaftRt> Router<R> {
         mut timeout: Duration,
         patience: Patience,
     ) -> Result<Response, CallError> {
-        let is_write = matches!(request, Request::Write(_));
+        // What changes something must not happen twice.
+        let is_write = matches!(request, Request::Write(_) | Request::Keyring { .. });
         let started_at = self.rt.now();
         let hold_until = match patience {
             Patience::OneRound => started_at,
@@ -583,13 +640,16 @@ impl<R: RaftRt> Router<R> {
     }
 }
 
+/// Whether any server answers it by itself, at once: nobody needs to wait for a leader.
 fn is_stale(request: &Request) -> bool {
     matches!(
         request,
-        Request::Read(ReadRequest {
-            consistency: Consistency::Stale,
-            ..
-        })
+        Request::Status
+            | Request::Datacenters
+            | Request::Read(ReadRequest {
+                consistency: Consistency::Stale,
+                ..
+            })
     )
 }
 

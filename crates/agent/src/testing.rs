@@ -61,7 +61,7 @@ pub(crate) async fn member(rt: &TokioRt, n: u8, server_port: Option<u16>) -> Gos
 /// The router of a client agent, the first of these members.
 pub(crate) fn client_router(rt: &TokioRt, gossip: &Gossip<TokioRt>, hold_timeout: Duration) -> Router<TokioRt> {
     let members = MembersView::default();
-    members.set(gossip.clone());
+    members.set(gossip.clone(), None);
     let rpc = RpcClient::new(rt.clone(), id(1));
     let role = Role::Client(Arc::new(ClientRole::new(rt, rpc, gossip.clone())));
     Router::new(rt.clone(), DATACENTER, role, members, hold_timeout)

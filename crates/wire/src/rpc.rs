@@ -3,6 +3,7 @@
 use quorate_store::{Answer, Command, Consistency, Outcome, Query};
 use quorate_types::{LogIndex, ModifyIndex, NodeId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 use thiserror::Error;
@@ -19,6 +20,48 @@ pub enum Request {
         stale: bool,
         hops: u8,
     },
+    /// Asks the members of the server's pools about their gossip keyrings: only servers are in the WAN pool.
+    Keyring {
+        operation: KeyringOperation,
+        local_only: bool,
+    },
+    /// The datacenters whose servers are in the WAN pool.
+    Datacenters,
+}
+
+/// Keys are base64, not judged yet. New variants are appended.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyringOperation {
+    List,
+    Install(String),
+    Use(String),
+    Remove(String),
+}
+
+impl std::fmt::Debug for KeyringOperation {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Without the key: what is debugged is logged.
+        formatter.write_str(match self {
+            Self::List => "List",
+            Self::Install(_) => "Install(..)",
+            Self::Use(_) => "Use(..)",
+            Self::Remove(_) => "Remove(..)",
+        })
+    }
+}
+
+/// What the members of one pool answered about their keyrings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyringPool {
+    pub is_wan: bool,
+    pub member_count: usize,
+    /// Keys in base64, with how many members have them.
+    pub keys: BTreeMap<String, u64>,
+    pub primary_keys: BTreeMap<String, u64>,
+    /// By member: what it could not do, and why.
+    pub messages: BTreeMap<String, String>,
+    /// Not all of them did it.
+    pub failure: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +90,8 @@ pub enum Response {
     Status(StatusReply),
     Failed(CallError),
     RaftConfiguration(RaftConfigurationReply),
+    Keyring(Vec<KeyringPool>),
+    Datacenters(Vec<String>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

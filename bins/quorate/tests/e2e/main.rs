@@ -15,6 +15,7 @@ mod keyring;
 mod leave;
 mod pool;
 mod support;
+mod wan;
 
 use serde_json::json;
 use std::collections::BTreeSet;
