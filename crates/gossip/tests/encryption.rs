@@ -269,7 +269,8 @@ fn encryption_is_switched_on_member_by_member() {
             let mut config = config(3, n, None);
             let member = start_with(&rt, config.clone()).await;
             config.bind = member.address();
-            (members.push(member), configs.push(config));
+            members.push(member);
+            configs.push(config);
         }
         for member in &members[1..] {
             member.join(&[members[0].address()]).await.expect("join");
