@@ -132,7 +132,11 @@ impl Core {
         }
         let overhead = PAYLOAD_MESSAGE_LEN_BYTES + PAYLOAD_OVERHEAD_LEN_BYTES;
         let free_len_bytes = self.swim.free_len_bytes(messages).saturating_sub(overhead);
-        let news = self.events.take_news(free_len_bytes, self.swim.transmit_limit());
+        // A round more than membership gets: a probe or a suspicion tells of a member again, but of an event only the next
+        // exchange of full state does. In a small pool the limit alone is less than one round.
+        let round = u32::try_from(self.swim.config().gossip_node_count).unwrap_or(u32::MAX);
+        let limit = self.swim.transmit_limit().saturating_add(round);
+        let news = self.events.take_news(free_len_bytes, limit);
         if !news.is_empty() {
             messages.push(Message::Payload(encode_payload(&news)));
         }

@@ -81,7 +81,11 @@ fn an_event_reaches_every_member_once_and_none_that_joins_later() {
         }
         let late = start(&rt, 1, 4).await;
         let mut heard_late = late.user_events();
+        let mut members = pool[2].subscribe();
         late.join(&[pool[1].address()]).await.expect("join");
+        while pool[2].members().len() < 4 {
+            members.next().await;
+        }
         let second = pool[2].fire(event("rollback")).expect("short enough");
         assert!(second.ltime > first.ltime);
         for events in heard.iter_mut().chain([&mut heard_late]) {
