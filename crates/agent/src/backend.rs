@@ -3,19 +3,21 @@
 use crate::API_VERSION;
 use crate::config::HostPort;
 use crate::config::definition::{DefinitionError, prepare_check, prepare_service};
+use crate::events::EventLog;
 use crate::local::EditError;
 use crate::node::{Agent, Inner};
 use crate::wan;
 use quorate_gossip::Gossip;
 use quorate_http_api::{
-    AgentFacts, Backend, BackendError, KeyringOperation, KeyringPool, LocalError, RaftConfiguration, RaftServer,
+    AgentFacts, Backend, BackendError, DatacenterCoordinates, KeyringOperation, KeyringPool, LocalError, RaftConfiguration, RaftServer,
     ReadReply, ReadRequest, StatusReply,
 };
 use quorate_replica::RaftRt;
 use quorate_store::{Command, Outcome};
 use quorate_types::{
-    Check, CheckDefinition, CheckStatus, Member, MemberStatus, ModifyIndex, Service, ServiceDefinition,
+    Check, CheckDefinition, CheckStatus, Member, MemberStatus, ModifyIndex, NodeCoordinate, Service, ServiceDefinition, Session, Uuid,
 };
+use quorate_user_events::{FireError, UserEvent};
 use quorate_wire::rpc::{self, CallError, ReadRequest as RpcReadRequest};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -31,6 +33,7 @@ pub struct AgentBackend<R: RaftRt> {
     gossip: Gossip<R>,
     wan: Option<Gossip<R>>,
     local: crate::local::Local<R>,
+    events: Arc<EventLog>,
     datacenter: Arc<str>,
 }
 
@@ -42,6 +45,7 @@ impl<R: RaftRt> Clone for AgentBackend<R> {
             gossip: self.gossip.clone(),
             wan: self.wan.clone(),
             local: self.local.clone(),
+            events: Arc::clone(&self.events),
             datacenter: Arc::clone(&self.datacenter),
         }
     }
@@ -56,6 +60,7 @@ impl<R: RaftRt> AgentBackend<R> {
             gossip: inner.gossip.clone(),
             wan: inner.wan.clone(),
             local: inner.local.clone(),
+            events: Arc::clone(&inner.events),
             datacenter: Arc::clone(&inner.datacenter),
         }
     }
@@ -107,6 +112,11 @@ impl<R: RaftRt> Backend for AgentBackend<R> {
     async fn write(&self, datacenter: Option<&str>, command: Command) -> Result<Outcome, BackendError> {
         self.is_here(datacenter)?;
         self.router.write(command).await.map_err(backend_error)
+    }
+
+    async fn renew_session(&self, datacenter: Option<&str>, id: Uuid) -> Result<Option<Arc<Session>>, BackendError> {
+        self.is_here(datacenter)?;
+        self.router.renew_session(id).await.map_err(backend_error)
     }
 
     async fn status(&self, datacenter: Option<&str>) -> Result<StatusReply, BackendError> {
@@ -256,6 +266,44 @@ impl<R: RaftRt> Backend for AgentBackend<R> {
             .into_iter()
             .map(pool)
             .collect())
+    }
+
+    fn fire_event(&self, event: UserEvent) -> Result<(), FireError> {
+        self.gossip.fire(event).map(drop)
+    }
+    fn events(&self, name: Option<&str>) -> Vec<Arc<UserEvent>> {
+        self.events.list(name)
+    }
+    fn events_version(&self) -> u64 {
+        self.events.version()
+    }
+    async fn events_changed(&self, seen: u64) {
+        self.events.changed(seen).await;
+    }
+
+    async fn update_coordinate(&self, coordinate: NodeCoordinate) -> Result<(), BackendError> {
+        self.router.update_coordinate(coordinate).await.map_err(backend_error)
+    }
+    /// There is one datacenter as long as there is no WAN pool; its servers are where the LAN pool says.
+    fn datacenter_coordinates(&self) -> Vec<DatacenterCoordinates> {
+        let me = self.gossip.local_member().id;
+        let members = self.gossip.members();
+        let servers = members.iter().filter(|member| member.is_server());
+        let servers = servers.filter_map(|server| {
+            let coordinate = if server.id == me {
+                self.gossip.coordinate()
+            } else {
+                self.gossip.coordinate_of(server.id)
+            };
+            Some(NodeCoordinate {
+                node: server.name.clone(),
+                coordinate: coordinate?,
+            })
+        });
+        vec![DatacenterCoordinates {
+            datacenter: self.datacenter.to_string(),
+            servers: servers.collect(),
+        }]
     }
 
     fn services(&self) -> Vec<Arc<Service>> {

@@ -1,12 +1,13 @@
 //! What a server does for the cluster: learn the others' addresses, found the cluster, and, as leader, keep the catalog
-//! and the Raft configuration in line with the pool.
+//! and the Raft configuration in line with the pool, and time sessions.
 //!
 //! In: members of the pool, leadership. Out: commands and changes of the Raft configuration. Promises: only the leader
 //! writes; a fresh leader reconciles everything, then each member that changes, and everything again every minute.
-//! Not here: the rules (`anti-entropy::reconcile`), votes and pledges (`replica`).
+//! Not here: the rules (`anti-entropy::reconcile`), votes and pledges (`replica`), how long a session lasts (`sessions`).
 
 use crate::local::command_of;
 use crate::router::is_alive_server;
+use crate::sessions::SessionTimers;
 use quorate_anti_entropy::{Catalog, Change, reconcile};
 use quorate_gossip::{Gossip, MemberEvent, MemberEvents};
 use quorate_replica::{Bootstrapped, RaftRt, Replica};
@@ -47,6 +48,7 @@ pub struct ServerDuties<R: RaftRt> {
     pub bootstrap_expect: u32,
     /// A node that stays missing is forgotten after this long, like a failed member.
     pub reconnect_timeout: Duration,
+    pub sessions: SessionTimers,
 }
 
 impl<R: RaftRt> ServerDuties<R> {
@@ -151,8 +153,10 @@ impl<R: RaftRt> ServerDuties<R> {
                 .rt
                 .spawn("agent.servers", self.clone().keep_configuration())
                 .abort_on_drop();
+            let timing = self.sessions.clone().keep(self.rt.clone(), self.replica.clone());
+            let sessions = self.rt.spawn("agent.sessions", timing).abort_on_drop();
             self.lead_one_term(seen, &mut events).await;
-            drop(servers);
+            drop((servers, sessions));
             tracing::info!("this server is no longer the leader");
         }
     }

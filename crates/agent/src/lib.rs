@@ -7,13 +7,16 @@
 
 mod backend;
 pub mod config;
+mod coordinates;
 mod data_dir;
 mod dns;
+mod events;
 mod keyring;
 mod leader;
 mod local;
 mod node;
 mod router;
+mod sessions;
 #[cfg(test)]
 mod testing;
 mod wan;

@@ -7,8 +7,10 @@
 
 use crate::backend::AgentBackend;
 use crate::config::{Config, ConfigError, Flags, HostPort, ListenAddress, load};
+use crate::coordinates;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::dns::{DnsCatalog, Staleness, settings as dns_settings};
+use crate::events::EventLog;
 use crate::leader::ServerDuties;
 use crate::local::{DefinitionsError, Local, LocalSettings, draw};
 use crate::router::{ClientRole, MembersView, Role, Router, is_alive_server, locked};
@@ -124,6 +126,7 @@ pub(crate) struct Inner<R: RaftRt> {
     /// Servers only, and not with `ports.serf_wan` of -1.
     pub(crate) wan: Option<Gossip<R>>,
     pub(crate) local: Local<R>,
+    pub(crate) events: Arc<EventLog>,
     data_dir: DataDir<R>,
     staleness: Arc<ArcSwap<Staleness>>,
     http: Mutex<Option<HttpServer<R, AgentBackend<R>>>>,
@@ -293,6 +296,7 @@ impl<R: RaftRt> Agent<R> {
                 gossip,
                 wan: wan_pool,
                 local,
+                events: Arc::default(),
                 data_dir,
                 staleness,
                 http: Mutex::default(),
@@ -335,6 +339,7 @@ impl<R: RaftRt> Agent<R> {
                 bootstrap: config.bootstrap,
                 bootstrap_expect: config.bootstrap_expect,
                 reconnect_timeout: config.gossip_lan.reconnect_timeout,
+                sessions: inner.router.session_timers().clone(),
             };
             self.keep(rt.spawn("agent.track", duties.clone().track_servers()));
             self.keep(rt.spawn("agent.lead", duties.lead()));
@@ -395,6 +400,16 @@ impl<R: RaftRt> Agent<R> {
         let gossip = inner.gossip.clone();
         let sync = inner.local.clone().keep_in_sync(move || gossip.members().len());
         *locked(&inner.sync_task) = Some(rt.spawn("agent.sync", sync).abort_on_drop());
+        let events = Arc::clone(&inner.events);
+        self.keep(rt.spawn("agent.events", events.keep(inner.gossip.clone(), inner.local.clone())));
+        if !config.disable_coordinates {
+            let tell = coordinates::tell(rt.clone(), inner.gossip.clone(), inner.router.clone());
+            self.keep(rt.spawn("agent.coordinate", tell));
+        }
+        if inner.router.replica().is_some() {
+            let write = coordinates::write(rt.clone(), inner.router.clone());
+            self.keep(rt.spawn("agent.coordinates", write));
+        }
         self.keep(rt.spawn("agent.results", inner.local.clone().take_results(results)));
         self.keep(rt.spawn("agent.reap", inner.local.clone().reap_critical()));
         self.keep(rt.spawn("agent.servers-seen", self.clone().watch_servers()));
@@ -822,7 +837,6 @@ fn settings_without_effect(config: &Config) -> Vec<&'static str> {
         ("acl.enabled", config.acl.enabled),
         ("serf_lan_allowed_cidrs", !config.gossip_lan.allowed_cidrs.is_empty()),
         ("serf_wan_allowed_cidrs", !config.gossip_wan.allowed_cidrs.is_empty()),
-        ("session_ttl_min", config.session_ttl_min != Duration::from_secs(10)),
         ("ports.https", !config.https_addrs.is_empty()),
         (
             "limits.request_limits",
@@ -883,6 +897,7 @@ fn timing(config: &Config) -> quorate_gossip::Timing {
         retransmit_mult: gossip.retransmit_mult,
         suspicion_mult: gossip.suspicion_mult,
         reconnect_timeout: gossip.reconnect_timeout,
+        coordinates: !config.disable_coordinates,
         ..profile
     }
 }
@@ -967,6 +982,8 @@ fn http_config(config: &Config) -> Result<HttpConfig, String> {
         wait_default: config.http.default_query_time,
         wait_max: config.http.max_query_time,
         discovery_max_stale: config.http.discovery_max_stale,
+        session_ttl_min: config.session_ttl_min,
+        disable_coordinates: config.disable_coordinates,
         translate_wan_addrs: config.http.translate_wan_addrs,
         disable_unprintable_char_filter: config.http.disable_unprintable_char_filter,
         pretty: config.http.pretty,

@@ -6,12 +6,14 @@
 //! read is woken by changes of what it watches, and answers when its own index moved.
 //! Not here: how servers agree (`replica`), what clients see (`http-api`, `dns-answer`).
 
+use crate::sessions::SessionTimers;
 use crate::{keyring, wan};
+use crate::coordinates::Pending;
 use quorate_gossip::Gossip;
 use quorate_replica::{CallFailure, RaftRt, ReadError, Replica, RpcClient, WriteError};
 use quorate_rt::Rng;
 use quorate_store::{Answer, Command, Consistency, Outcome, Query};
-use quorate_types::{Instant, Member, MemberStatus, ModifyIndex, NodeId};
+use quorate_types::{Instant, Member, MemberStatus, ModifyIndex, NodeCoordinate, NodeId, Session, Uuid};
 use quorate_wire::rpc::{
     CallError, KeyringOperation, KeyringPool, RaftConfigurationReply, RaftServer, ReadReply, ReadRequest, Request,
     Response, StatusReply, WriteRequest,
@@ -71,6 +73,8 @@ pub struct Router<R: RaftRt> {
     members: MembersView<R>,
     /// `performance.rpc_hold_timeout`.
     hold_timeout: Duration,
+    pending_coordinates: Arc<Pending>,
+    sessions: SessionTimers,
 }
 
 /// The pools as the router needs them; absent until gossip has started.
@@ -155,7 +159,14 @@ impl<R: RaftRt> Router<R> {
             role,
             members,
             hold_timeout,
+            pending_coordinates: Arc::default(),
+            sessions: SessionTimers::default(),
         }
+    }
+
+    /// How long sessions last, kept while this server leads.
+    pub fn session_timers(&self) -> &SessionTimers {
+        &self.sessions
     }
 
     pub fn replica(&self) -> Option<&Replica<R>> {
@@ -236,6 +247,48 @@ impl<R: RaftRt> Router<R> {
         }
     }
 
+    /// Begins a session's time to live anew. `None`: there is no such session.
+    pub async fn renew_session(&self, id: Uuid) -> Result<Option<Arc<Session>>, CallError> {
+        match &self.role {
+            Role::Server(replica) => self.renew_here(replica, id, 0).await,
+            Role::Client(client) => {
+                let request = Request::RenewSession { id, hops: 0 };
+                match self
+                    .ask_a_server(client, request, self.hold_timeout + CALL_SLACK, Patience::Hold)
+                    .await?
+                {
+                    Response::Session(session) => Ok(session),
+                    Response::Failed(err) => Err(err),
+                    _ => Err(mismatched()),
+                }
+            }
+        }
+    }
+
+    /// Tells a server where a node is.
+    pub async fn update_coordinate(&self, coordinate: NodeCoordinate) -> Result<(), CallError> {
+        match &self.role {
+            Role::Server(_) => {
+                self.pending_coordinates.push(coordinate);
+                Ok(())
+            }
+            Role::Client(client) => {
+                let request = Request::UpdateCoordinate(coordinate);
+                let asked = self.ask_a_server(client, request, CALL_SLACK, Patience::OneRound);
+                match asked.await? {
+                    Response::CoordinateTaken => Ok(()),
+                    Response::Failed(err) => Err(err),
+                    _ => Err(mismatched()),
+                }
+            }
+        }
+    }
+
+    /// What this server was told of nodes' coordinates and has not written yet.
+    pub(crate) fn pending_coordinates(&self) -> &Pending {
+        &self.pending_coordinates
+    }
+
     /// What the members of the pools say about their keyrings. A client knows the LAN pool only, and asks a server.
     pub async fn keyring(&self, operation: KeyringOperation, local_only: bool) -> Result<Vec<KeyringPool>, CallError> {
         match &self.role {
@@ -297,6 +350,11 @@ impl<R: RaftRt> Router<R> {
             Request::Datacenters => Ok(Response::Datacenters(self.datacenters_here())),
             Request::Keyring { operation, local_only } => {
                 Ok(Response::Keyring(self.keyring_here(operation, local_only).await))
+            }
+            Request::RenewSession { id, hops } => self.renew_here(replica, id, hops).await.map(Response::Session),
+            Request::UpdateCoordinate(coordinate) => {
+                self.pending_coordinates.push(coordinate);
+                Ok(Response::CoordinateTaken)
             }
         };
         response.unwrap_or_else(Response::Failed)
@@ -549,6 +607,40 @@ impl<R: RaftRt> Router<R> {
                     Ok(Response::Failed(CallError::NoLeader)) | Err(CallFailure::NotSent(_)) => {}
                     Ok(Response::Failed(err)) => return Err(err),
                     Err(CallFailure::Unknown(reason)) => return Err(CallError::Unknown(reason)),
+                    Ok(_) => return Err(mismatched()),
+                }
+            }
+            if self.rt.now() >= hold_until {
+                return Err(CallError::NoLeader);
+            }
+            self.leadership_may_change(replica, seen).await;
+        }
+    }
+
+    /// The leader renews, once a quorum has confirmed it since the request came: a deposed one would promise a time that
+    /// its successor does not know of.
+    async fn renew_here(&self, replica: &Replica<R>, id: Uuid, hops: u8) -> Result<Option<Arc<Session>>, CallError> {
+        let hold_until = self.rt.now() + self.hold_timeout;
+        loop {
+            let seen = replica.leadership_version();
+            let status = replica.status();
+            if status.is_leader {
+                match replica.read_barrier(Consistency::Consistent).await {
+                    Ok(()) => return Ok(self.sessions.renew(&self.rt, replica, id)),
+                    Err(ReadError::NotLeader { .. } | ReadError::NoLeader) => {}
+                    Err(err) => return Err(CallError::Failed(err.to_string())),
+                }
+            } else if let Some(leader) = status.leader
+                && hops < HOPS_MAX
+            {
+                let request = Request::RenewSession { id, hops: hops + 1 };
+                match replica
+                    .call_server(leader, &request, self.rt.now() + self.hold_timeout + CALL_SLACK)
+                    .await
+                {
+                    Ok(Response::Session(session)) => return Ok(session),
+                    Ok(Response::Failed(CallError::NoLeader)) | Err(_) => {}
+                    Ok(Response::Failed(err)) => return Err(err),
                     Ok(_) => return Err(mismatched()),
                 }
             }

@@ -12,7 +12,10 @@
 //! Not here: routes, JSON shapes and status codes (`routes`, `json`, `errors`).
 
 use quorate_store::{Answer, Command, Consistency, Outcome, Query};
-use quorate_types::{Check, CheckDefinition, CheckStatus, Member, ModifyIndex, NodeId, Service, ServiceDefinition};
+use quorate_types::{
+    Check, CheckDefinition, CheckStatus, Member, ModifyIndex, NodeCoordinate, NodeId, Service, ServiceDefinition, Session, Uuid,
+};
+use quorate_user_events::{FireError, UserEvent};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -115,6 +118,14 @@ pub struct KeyringPool {
     pub failure: Option<String>,
 }
 
+/// Where the servers of a datacenter are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DatacenterCoordinates {
+    pub datacenter: String,
+    /// By name.
+    pub servers: Vec<NodeCoordinate>,
+}
+
 /// Why a request to the servers failed. Texts are what Consul's clients match.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BackendError {
@@ -192,6 +203,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
         datacenter: Option<&str>,
         command: Command,
     ) -> impl Future<Output = Result<Outcome, BackendError>> + Send;
+    /// Begins a session's time to live anew, once the leader is sure that it leads. `None`: there is no such session.
+    fn renew_session(
+        &self,
+        datacenter: Option<&str>,
+        id: Uuid,
+    ) -> impl Future<Output = Result<Option<Arc<Session>>, BackendError>> + Send;
     /// Answers at once, without a leader too.
     fn status(&self, datacenter: Option<&str>) -> impl Future<Output = Result<StatusReply, BackendError>> + Send;
     fn raft_configuration(
@@ -219,6 +236,20 @@ pub trait Backend: Clone + Send + Sync + 'static {
         operation: KeyringOperation,
         local_only: bool,
     ) -> impl Future<Output = Result<Vec<KeyringPool>, LocalError>> + Send;
+
+    /// Tells every agent of this datacenter, this one included. Needs no leader.
+    fn fire_event(&self, event: UserEvent) -> Result<(), FireError>;
+    /// The last events that were for this agent (of this name), oldest first.
+    fn events(&self, name: Option<&str>) -> Vec<Arc<UserEvent>>;
+    /// Changes with every event that is for this agent.
+    fn events_version(&self) -> u64;
+    /// Ends when `events_version` is no longer `seen`; at once when it already is not.
+    fn events_changed(&self, seen: u64) -> impl Future<Output = ()> + Send;
+
+    /// Where a node says to be. Taken once it answers, replicated with the next batch; of an unknown node: dropped then.
+    fn update_coordinate(&self, coordinate: NodeCoordinate) -> impl Future<Output = Result<(), BackendError>> + Send;
+    /// The servers of each known datacenter, as far as this agent knows where they are, nearest datacenter first.
+    fn datacenter_coordinates(&self) -> Vec<DatacenterCoordinates>;
 
     /// Local services by id. Their indexes are 0.
     fn services(&self) -> Vec<Arc<Service>>;

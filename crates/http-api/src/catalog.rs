@@ -3,6 +3,7 @@
 use crate::api::{Api, filter};
 use crate::backend::{Backend, BackendError};
 use crate::call::{Call, Failure, Reply, X_CACHE};
+use crate::coordinate::sort_near;
 use crate::filter::Filter;
 use crate::json::{CatalogServiceJson, EmptyObject, NodeJson, NodeServiceJson, list, object};
 use crate::params::ReadOptions;
@@ -108,6 +109,7 @@ pub async fn nodes<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Repl
     let description = reply.description();
     let mut nodes = answer!(std::mem::replace(&mut reply.answer, Answer::Kv(None)), Answer::Nodes);
     retain(&mut nodes, filter.as_ref(), |filter, node| filter.matches(&**node));
+    sort_near(&api, &call, &options, &mut nodes, |node| &node.name).await?;
     let json = call.json(&list(&nodes, |node| NodeJson(node, api.translation())));
     Ok(json.described(description).obtained(reply.consistency))
 }
@@ -172,6 +174,7 @@ pub async fn service<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Re
     retain(&mut instances, filter.as_ref(), |filter, instance| {
         filter.matches(&records::CatalogService(instance))
     });
+    sort_near(&api, &call, &options, &mut instances, |instance| &instance.node.name).await?;
     let json = call.json(&list(&instances, |instance| {
         CatalogServiceJson(instance, api.translation())
     }));

@@ -89,6 +89,10 @@ pub struct HttpConfig {
     pub wait_max: Duration,
     /// `discovery_max_stale`; zero: discovery reads are not stale by themselves.
     pub discovery_max_stale: Duration,
+    /// `session_ttl_min`.
+    pub session_ttl_min: Duration,
+    /// `disable_coordinates`.
+    pub disable_coordinates: bool,
     /// `translate_wan_addrs`.
     pub translate_wan_addrs: bool,
     /// `disable_http_unprintable_char_filter`.
@@ -112,6 +116,8 @@ impl Default for HttpConfig {
             wait_default: limits::BLOCKING_WAIT_DEFAULT,
             wait_max: limits::BLOCKING_WAIT_MAX,
             discovery_max_stale: Duration::ZERO,
+            session_ttl_min: limits::SESSION_TTL_MIN,
+            disable_coordinates: false,
             translate_wan_addrs: false,
             disable_unprintable_char_filter: false,
             pretty: false,

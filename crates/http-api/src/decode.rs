@@ -6,11 +6,16 @@
 //!
 //! Not here: reading bodies from the connection (`call`), what becomes of a definition (the agent).
 
-use crate::errors::{DecodeError, Fault};
-use crate::go::parse_duration_nanos;
+use crate::backend::BackendError;
+use crate::errors::{DecodeError, Fault, SessionFault};
+use crate::go::{format_duration, parse_duration_nanos};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use quorate_store::{CatalogVerb, CheckOperation, KvOperation, KvVerb, NodeOperation, Operation, ServiceOperation};
 use quorate_types::{
-    Check, CheckDefinition, CheckKind, CheckStatus, Deregistration, HealthCheckDefinition, NodeId, Registration,
-    Service, ServiceAddress, ServiceDefinition, Weights, limits,
+    Check, CheckDefinition, CheckKind, CheckStatus, Coordinate, Deregistration, HealthCheckDefinition, ModifyIndex, Node,
+    NodeCoordinate, NodeId,
+    Registration, Service, ServiceAddress, ServiceDefinition, Session, SessionBehavior, Weights, limits,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -53,21 +58,24 @@ struct Object {
     aliases: bool,
 }
 
+/// The value that a body begins with. As Go's decoder: what follows it is not looked at.
+fn parse_value(body: &[u8]) -> Result<Value, DecodeError> {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Err(DecodeError::Empty);
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    Value::deserialize(&mut deserializer).map_err(|error| {
+        if error.is_eof() {
+            DecodeError::Truncated
+        } else {
+            DecodeError::Syntax(error.to_string())
+        }
+    })
+}
+
 impl Object {
     fn parse(body: &[u8], aliases: bool) -> Result<Self, DecodeError> {
-        if body.iter().all(u8::is_ascii_whitespace) {
-            return Err(DecodeError::Empty);
-        }
-        // As Go's decoder: the first value counts, what follows it is not looked at.
-        let mut deserializer = serde_json::Deserializer::from_slice(body);
-        let value = Value::deserialize(&mut deserializer).map_err(|error| {
-            if error.is_eof() {
-                DecodeError::Truncated
-            } else {
-                DecodeError::Syntax(error.to_string())
-            }
-        })?;
-        match value {
+        match parse_value(body)? {
             Value::Null => Ok(Self {
                 fields: Vec::new(),
                 aliases,
@@ -147,6 +155,34 @@ impl Object {
             None => Ok(0),
             Some(value) => value.as_i64().ok_or_else(|| Self::wrong(name, "int", &value)),
         }
+    }
+
+    fn float(&mut self, name: &'static str) -> Result<f64, DecodeError> {
+        match self.take(name) {
+            None => Ok(0.0),
+            Some(value) => value.as_f64().ok_or_else(|| Self::wrong(name, "float64", &value)),
+        }
+    }
+
+    fn uint(&mut self, name: &'static str) -> Result<u64, DecodeError> {
+        match self.take(name) {
+            None => Ok(0),
+            Some(value) => value.as_u64().ok_or_else(|| Self::wrong(name, "uint64", &value)),
+        }
+    }
+
+    /// Bytes, in base64.
+    fn bytes(&mut self, name: &'static str) -> Result<Vec<u8>, DecodeError> {
+        let text = self.text(name)?;
+        STANDARD.decode(&text).map_err(|err| {
+            let position = match err {
+                base64::DecodeError::InvalidByte(position, _) | base64::DecodeError::InvalidLastSymbol(position, _) => {
+                    position
+                }
+                base64::DecodeError::InvalidLength(_) | base64::DecodeError::InvalidPadding => text.len(),
+            };
+            DecodeError::Syntax(format!("illegal base64 data at input byte {position}"))
+        })
     }
 
     /// A duration: text in Go's form, or nanoseconds.
@@ -736,7 +772,259 @@ fn health_check_definition(mut fields: Object) -> Result<HealthCheckDefinition, 
     Ok(definition)
 }
 
+/// The body of `session/create`: a session without an id, of `node` unless it names another. Unknown keys are ignored.
+pub fn session(body: &[u8], node: String, ttl_min: Duration) -> Result<Session, Fault> {
+    let mut fields = match body {
+        [] => Object::of_map(Map::new(), false),
+        body => Object::parse(body, false)?,
+    };
+    let mut session = Session {
+        name: fields.text("Name")?,
+        node: fields.text("Node")?,
+        lock_delay: lock_delay(&mut fields)?,
+        ttl_text: fields.text("TTL")?,
+        ..Session::default()
+    };
+    if session.node.is_empty() {
+        session.node = node;
+    }
+    // An empty list of either is a list: then nothing but the node ends the session.
+    let mut is_given = false;
+    for name in ["NodeChecks", "Checks"] {
+        if let Some(value) = fields.take(name) {
+            is_given = true;
+            fields.fields.push((name.to_owned(), value));
+            session.node_checks.extend(fields.texts(name)?);
+        }
+    }
+    if !is_given {
+        session.node_checks.push("serfHealth".to_owned());
+    }
+    for mut check in fields.objects("ServiceChecks")? {
+        session.service_checks.push(check.text("ID")?);
+    }
+    let behavior = fields.text("Behavior")?;
+    session.behavior = match behavior.as_str() {
+        "" => SessionBehavior::Release,
+        text => text.parse().map_err(|()| SessionFault::Behavior(behavior.clone()))?,
+    };
+    if !session.ttl_text.is_empty() {
+        session.ttl = session_ttl(&session.ttl_text, ttl_min)?;
+    }
+    Ok(session)
+}
+
+/// Text in Go's form, or a number: below 1000 of seconds, else of nanoseconds.
+fn lock_delay(fields: &mut Object) -> Result<Duration, DecodeError> {
+    let nanos = match fields.take("LockDelay") {
+        None => return Ok(limits::LOCK_DELAY_DEFAULT),
+        Some(Value::String(text)) => parse_duration_nanos(&text)?,
+        Some(value) => {
+            let number = value
+                .as_i64()
+                .ok_or_else(|| Object::wrong("LockDelay", "time.Duration", &value))?;
+            if number < 1000 {
+                number.saturating_mul(1_000_000_000)
+            } else {
+                number
+            }
+        }
+    };
+    let delay = Duration::from_nanos(u64::try_from(nanos).unwrap_or(0));
+    Ok(delay.min(limits::LOCK_DELAY_MAX))
+}
+
+fn session_ttl(text: &str, min: Duration) -> Result<Duration, SessionFault> {
+    let nanos = parse_duration_nanos(text).map_err(|err| SessionFault::TtlText {
+        text: text.to_owned(),
+        err,
+    })?;
+    let max = limits::SESSION_TTL_MAX;
+    match u64::try_from(nanos).map(Duration::from_nanos) {
+        Ok(ttl) if ttl.is_zero() || (min..=max).contains(&ttl) => Ok(ttl),
+        _ => Err(SessionFault::TtlRange {
+            nanos,
+            min: format_duration(min),
+            max: format_duration(max),
+        }),
+    }
+}
+
+/// The body of `txn`. Nodes without a datacenter are of this one.
+pub fn transaction(body: &[u8], datacenter: &str) -> Result<Vec<Operation>, Fault> {
+    let elements = match parse_value(body).map_err(Fault::TransactionBody)? {
+        Value::Null => Vec::new(),
+        Value::Array(elements) => elements,
+        other => {
+            return Err(Fault::TransactionBody(DecodeError::WrongValue {
+                found: describe(&other),
+                wanted: "api.TxnOps",
+            }));
+        }
+    };
+    let (count, count_max) = (elements.len(), limits::TRANSACTION_OPERATION_COUNT_MAX);
+    if count > count_max {
+        return Err(Fault::TransactionTooLong { count, count_max });
+    }
+    let mut operations = Vec::with_capacity(count);
+    for element in elements {
+        match operation(element, datacenter) {
+            Ok(operation) => operations.extend(operation),
+            Err(Fault::Decode(err)) => return Err(Fault::TransactionBody(err)),
+            Err(fault) => return Err(Fault::TransactionBody(DecodeError::Syntax(fault.to_string()))),
+        }
+    }
+    Ok(operations)
+}
+
+/// `None`: an element that asks for nothing.
+fn operation(element: Value, datacenter: &str) -> Result<Option<Operation>, Fault> {
+    if element.is_null() {
+        return Ok(None);
+    }
+    let mut fields = Object::of(element, "api.TxnOp", false)?;
+    let kv = fields.object("KV")?;
+    let node = fields.object("Node")?;
+    let service = fields.object("Service")?;
+    let check = fields.object("Check")?;
+    fields.finish()?;
+    let operation = if let Some(mut fields) = kv {
+        let operation = KvOperation {
+            verb: kv_verb(fields.text("Verb")?),
+            key: fields.text("Key")?,
+            value: fields.bytes("Value")?,
+            flags: fields.uint("Flags")?,
+            index: ModifyIndex(fields.uint("Index")?),
+            session: fields.text("Session")?,
+        };
+        fields.finish()?;
+        Operation::Kv(operation)
+    } else if let Some(mut fields) = node {
+        let verb = catalog_verb(fields.text("Verb")?);
+        let node = fields.object("Node")?.map(|node| catalog_node(node, datacenter));
+        fields.finish()?;
+        let node = node.transpose()?.unwrap_or_default();
+        Operation::Node(NodeOperation { verb, node })
+    } else if let Some(mut fields) = service {
+        let verb = catalog_verb(fields.text("Verb")?);
+        let node = fields.text("Node")?;
+        let mut service = fields.object("Service")?;
+        fields.finish()?;
+        let modify_index = expected_index(&mut service)?;
+        let service = Box::new(Service {
+            modify_index,
+            ..service.map(catalog_service).transpose()?.unwrap_or_default()
+        });
+        Operation::Service(ServiceOperation { verb, node, service })
+    } else if let Some(mut fields) = check {
+        let verb = catalog_verb(fields.text("Verb")?);
+        let mut check = fields.object("Check")?;
+        fields.finish()?;
+        let modify_index = expected_index(&mut check)?;
+        let check = check.map(|check| catalog_check(check, "")).transpose()?;
+        let check = Box::new(Check {
+            modify_index,
+            ..check.unwrap_or_default()
+        });
+        Operation::Check(CheckOperation { verb, check })
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(operation))
+}
+
+/// The index at which a client last saw the record that it gives.
+fn expected_index(record: &mut Option<Object>) -> Result<ModifyIndex, DecodeError> {
+    let index = record.as_mut().map(|fields| fields.uint("ModifyIndex")).transpose()?;
+    Ok(ModifyIndex(index.unwrap_or(0)))
+}
+
+fn catalog_node(mut fields: Object, datacenter: &str) -> Result<Node, Fault> {
+    let id = fields.text("ID")?;
+    let mut node = Node {
+        name: fields.text("Node")?,
+        address: fields.text("Address")?,
+        datacenter: fields.text("Datacenter")?,
+        tagged_addresses: fields.text_map("TaggedAddresses")?,
+        meta: fields.text_map("Meta")?,
+        modify_index: ModifyIndex(fields.uint("ModifyIndex")?),
+        ..Node::default()
+    };
+    fields.take("CreateIndex");
+    fields.finish()?;
+    if !id.is_empty() {
+        node.id = id.parse::<NodeId>().map_err(Fault::NodeId)?;
+    }
+    if node.datacenter.is_empty() {
+        node.datacenter = datacenter.to_owned();
+    }
+    Ok(node)
+}
+
+/// Verbs compare with case.
+fn kv_verb(text: String) -> KvVerb {
+    match text.as_str() {
+        "set" => KvVerb::Set,
+        "cas" => KvVerb::Cas,
+        "lock" => KvVerb::Lock,
+        "unlock" => KvVerb::Unlock,
+        "get" => KvVerb::Get,
+        "get-or-empty" => KvVerb::GetOrEmpty,
+        "get-tree" => KvVerb::GetTree,
+        "check-index" => KvVerb::CheckIndex,
+        "check-session" => KvVerb::CheckSession,
+        "check-not-exists" => KvVerb::CheckNotExists,
+        "delete" => KvVerb::Delete,
+        "delete-cas" => KvVerb::DeleteCas,
+        "delete-tree" => KvVerb::DeleteTree,
+        _ => KvVerb::Unknown(text),
+    }
+}
+
+fn catalog_verb(text: String) -> CatalogVerb {
+    match text.as_str() {
+        "get" => CatalogVerb::Get,
+        "set" => CatalogVerb::Set,
+        "cas" => CatalogVerb::Cas,
+        "delete" => CatalogVerb::Delete,
+        "delete-cas" => CatalogVerb::DeleteCas,
+        _ => CatalogVerb::Unknown(text),
+    }
+}
+
 /// The body of `catalog/deregister`, with the datacenter it names.
+pub fn coordinate(body: &[u8]) -> Result<NodeCoordinate, Fault> {
+    let mut fields = Object::parse(body, false)?;
+    let node = fields.text("Node")?;
+    fields.text("Segment")?;
+    fields.text("Datacenter")?;
+    let mut place = fields.object("Coord")?.unwrap_or_else(|| Object::of_map(Map::new(), false));
+    let mut vector = Vec::new();
+    match place.take("Vec") {
+        None => {}
+        Some(Value::Array(components)) => {
+            for component in components {
+                vector.push(component.as_f64().ok_or_else(|| Object::wrong("Vec", "float64", &component))?);
+            }
+        }
+        Some(other) => return Err(Object::wrong("Vec", "[]float64", &other).into()),
+    }
+    let (error, adjustment, height) = (place.float("Error")?, place.float("Adjustment")?, place.float("Height")?);
+    place.finish()?;
+    fields.finish()?;
+    // What has other dimensions cannot be compared with the coordinates of this cluster.
+    let vector = vector
+        .try_into()
+        .map_err(|_| BackendError::Failed("incompatible coordinate".to_owned()))?;
+    let coordinate = Coordinate {
+        vector,
+        error,
+        adjustment,
+        height,
+    };
+    Ok(NodeCoordinate { node, coordinate })
+}
+
 pub fn deregistration(body: &[u8]) -> Result<(String, Deregistration), Fault> {
     let mut fields = Object::parse(body, false)?;
     let datacenter = fields.text("Datacenter")?;
@@ -900,6 +1188,102 @@ mod tests {
         assert_eq!(error.to_string(), "Bad node ID: uuid string is wrong length");
     }
 
+    fn session_of(body: &str) -> Result<Session, String> {
+        session(body.as_bytes(), "me".to_owned(), limits::SESSION_TTL_MIN).map_err(|fault| fault.to_string())
+    }
+
+    #[test]
+    fn a_session_takes_its_defaults_and_ignores_what_it_does_not_know() {
+        let plain = session_of("").unwrap();
+        assert_eq!(
+            (plain.node.as_str(), plain.node_checks.as_slice()),
+            ("me", ["serfHealth".to_owned()].as_slice())
+        );
+        assert_eq!((plain.lock_delay, plain.ttl), (Duration::from_secs(15), Duration::ZERO));
+        assert_eq!(session_of(r#"{"Bogus":1,"ID":"x"}"#).unwrap(), plain);
+        for (body, checks) in [
+            (r#"{"Checks":["a"]}"#, vec!["a"]),
+            (r#"{"nodechecks":["a","b"]}"#, vec!["a", "b"]),
+            (r#"{"NodeChecks":[]}"#, vec![]),
+            (r#"{"Checks":[]}"#, vec![]),
+            (r#"{"Checks":null}"#, vec!["serfHealth"]),
+        ] {
+            assert_eq!(session_of(body).unwrap().node_checks, checks, "{body}");
+        }
+        let of_service = session_of(r#"{"ServiceChecks":[{"ID":"s","Namespace":"x"}]}"#).unwrap();
+        assert_eq!(of_service.service_checks, ["s"]);
+    }
+
+    #[test]
+    fn a_lock_delay_is_text_seconds_or_nanoseconds_and_at_most_a_minute() {
+        for (given, wanted) in [
+            (r#""1s""#, Duration::from_secs(1)),
+            ("15", Duration::from_secs(15)),
+            ("999", Duration::from_secs(60)),
+            ("1000", Duration::from_nanos(1000)),
+            ("0", Duration::ZERO),
+            ("-1", Duration::ZERO),
+            (r#""1h""#, Duration::from_secs(60)),
+        ] {
+            let session = session_of(&format!(r#"{{"LockDelay":{given}}}"#)).unwrap();
+            assert_eq!(session.lock_delay, wanted, "{given}");
+        }
+        let refused = session_of(r#"{"LockDelay":"abc"}"#).unwrap_err();
+        assert_eq!(refused, "Request decode failed: time: invalid duration \"abc\"");
+    }
+
+    #[test]
+    fn a_time_to_live_out_of_range_is_refused_with_consuls_words() {
+        let ttl = |text: &str| session_of(&format!(r#"{{"TTL":"{text}"}}"#)).map(|session| session.ttl);
+        assert_eq!(ttl("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(ttl("24h"), Ok(Duration::from_secs(86_400)));
+        assert_eq!(ttl("0s"), Ok(Duration::ZERO));
+        let range = "must be between [10s=24h0m0s]";
+        for (text, nanos) in [
+            ("5s", "5000000000"),
+            ("24h1ns", "86400000000001"),
+            ("-5s", "-5000000000"),
+        ] {
+            assert_eq!(ttl(text), Err(format!("Invalid Session TTL '{nanos}', {range}")));
+        }
+        let invalid = "Session TTL 'abc' invalid: time: invalid duration \"abc\"".to_owned();
+        assert_eq!(ttl("abc"), Err(invalid));
+    }
+
+    #[test]
+    fn a_transaction_that_cannot_be_read_is_refused_as_a_whole() {
+        let refused = |body: &str| transaction(body.as_bytes(), "dc1").unwrap_err().to_string();
+        for (body, text) in [
+            ("", "EOF"),
+            ("[", "unexpected EOF"),
+            ("{}", "json: cannot unmarshal object into Go value of type api.TxnOps"),
+            (
+                r#"[{"KV":{"Verb":"set","Value":"?"}}]"#,
+                "illegal base64 data at input byte 0",
+            ),
+            (r#"[{"KV":{"Bogus":1}}]"#, "json: unknown field \"Bogus\""),
+            (r#"[{"Bogus":{}}]"#, "json: unknown field \"Bogus\""),
+            (
+                r#"[{"Node":{"Verb":"set","Node":{"ID":"x"}}}]"#,
+                "Bad node ID: uuid string is wrong length",
+            ),
+            (
+                r#"[{"KV":{"Index":-1}}]"#,
+                "json: cannot unmarshal number -1 into Go struct field .Index of type uint64",
+            ),
+        ] {
+            assert_eq!(refused(body), format!("Failed to parse body: {text}"), "{body}");
+        }
+        let many = format!("[{}]", vec!["{}"; 129].join(","));
+        assert_eq!(refused(&many), "Transaction contains too many operations (129 > 128)");
+        assert_eq!(transaction(b"null", "dc1").unwrap(), vec![]);
+        assert_eq!(
+            transaction(b"[null,{}]", "dc1").unwrap(),
+            vec![],
+            "what asks for nothing is left out"
+        );
+    }
+
     proptest::proptest! {
         #[test]
         fn no_body_breaks_a_decoder(body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64),
@@ -910,6 +1294,8 @@ mod tests {
                 let _ = registration(body);
                 let _ = deregistration(body);
                 let _ = check_update(body);
+                let _ = session(body, String::new(), Duration::ZERO);
+                let _ = transaction(body, "dc1");
             }
         }
     }

@@ -44,9 +44,15 @@ pub enum Fault {
     /// A definition is understood, and wrong.
     #[error("{0}")]
     Definition(String),
-    /// A session is named where none can be.
+    /// A session is named, or asked for, that cannot be.
     #[error(transparent)]
     Session(#[from] SessionFault),
+    #[error("Session id '{0}' not found")]
+    UnknownSession(String),
+    #[error("Failed to parse body: {0}")]
+    TransactionBody(DecodeError),
+    #[error("Transaction contains too many operations ({count} > {count_max})")]
+    TransactionTooLong { count: usize, count_max: usize },
     #[error("Bad node ID: {0}")]
     NodeId(quorate_types::UuidError),
     #[error("Network segments are not supported in this version of Consul")]
@@ -79,6 +85,10 @@ pub enum Fault {
     BodyBroken(String),
     #[error("Bad request: {0}")]
     BadRequest(String),
+    #[error(transparent)]
+    EventFilter(quorate_user_events::FilterError),
+    #[error(transparent)]
+    Event(quorate_user_events::FireError),
     /// Each text is one failure of a pool or of one of its members.
     #[error("{}", list_failures(.0))]
     Keyring(Vec<String>),
@@ -132,8 +142,12 @@ pub enum SessionFault {
     Missing,
     #[error("failed session lookup: index error: UUID must be 36 characters")]
     NotUuid,
-    #[error("invalid session {0:?}")]
-    Unknown(String),
+    #[error("Invalid Behavior setting '{0}'")]
+    Behavior(String),
+    #[error("Session TTL '{text}' invalid: {err}")]
+    TtlText { text: String, err: DurationError },
+    #[error("Invalid Session TTL '{nanos}', must be between [{min}={max}]")]
+    TtlRange { nanos: i64, min: String, max: String },
 }
 
 impl Fault {
@@ -153,14 +167,19 @@ impl Fault {
             | Self::UpdateStatus(_)
             | Self::ConflictingFlags(_)
             | Self::Decode(_)
+            | Self::TransactionBody(_)
             | Self::Definition(_)
             | Self::BadRequest(_)
             | Self::BodyBroken(_) => StatusCode::BAD_REQUEST,
-            Self::UnknownAgentService(_) | Self::NoServiceToMaintain(_) => StatusCode::NOT_FOUND,
+            Self::UnknownAgentService(_) | Self::NoServiceToMaintain(_) | Self::UnknownSession(_) => {
+                StatusCode::NOT_FOUND
+            }
             Self::Blocked | Self::WriteRestricted => StatusCode::FORBIDDEN,
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::BodyTooLarge { .. } | Self::StreamTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooLarge { .. } | Self::StreamTooLarge { .. } | Self::TransactionTooLong { .. } => {
+                StatusCode::PAYLOAD_TOO_LARGE
+            }
             Self::Local(error) => match error {
                 LocalError::UnknownService(_) | LocalError::UnknownCheck(_) => StatusCode::NOT_FOUND,
                 LocalError::Invalid(_) => StatusCode::BAD_REQUEST,
@@ -179,6 +198,8 @@ impl Fault {
             | Self::ConnectDisabled
             | Self::Panicked
             | Self::Keyring(_)
+            | Self::EventFilter(_)
+            | Self::Event(_)
             | Self::Filter(_)
             | Self::BareFilter(_)
             | Self::Command(_)

@@ -133,6 +133,19 @@ pub fn parse_uint(text: &str) -> Result<u64, UintError> {
     text.parse().map_err(|_| UintError::Range(text.to_owned()))
 }
 
+/// A number as `encoding/json` writes it: the shortest that reads back as the same, with an exponent only far from 1.
+pub fn format_float(value: f64) -> String {
+    let size = value.abs();
+    if size != 0.0 && !(1e-6..1e21).contains(&size) {
+        let text = format!("{value:e}");
+        return match text.split_once('e') {
+            Some((digits, exponent)) if !exponent.starts_with('-') => format!("{digits}e+{exponent}"),
+            _ => text,
+        };
+    }
+    format!("{value}")
+}
+
 /// `strconv.ParseBool`.
 pub fn parse_bool(text: &str) -> Option<bool> {
     match text {
@@ -216,6 +229,22 @@ pub fn escape_path(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_read_as_go_writes_them() {
+        for (value, text) in [
+            (0.0, "0"),
+            (1.5, "1.5"),
+            (0.00001, "0.00001"),
+            (0.000001, "0.000001"),
+            (1.25e-7, "1.25e-7"),
+            (-0.25, "-0.25"),
+            (1e20, "100000000000000000000"),
+            (1e21, "1e+21"),
+        ] {
+            assert_eq!(format_float(value), text);
+        }
+    }
 
     #[test]
     fn durations_read_as_go_reads_them() {

@@ -4,19 +4,28 @@ use crate::api::Api;
 use crate::backend::{Backend, ReadReply};
 use crate::call::{Call, Failure, Reply};
 use crate::catalog::{answer, cache_miss, prepare, retain};
+use crate::coordinate::sort_near;
 use crate::errors::Fault;
 use crate::filter::Filter;
 use crate::go::parse_bool;
 use crate::json::{CheckJson, CheckServiceNodeJson, list};
+use crate::params::ReadOptions;
 use crate::records;
 use quorate_rt::Rt;
 use quorate_store::{Answer, Query};
 use quorate_types::CheckStatus;
 
-fn list_checks(call: &Call, reply: ReadReply, filter: Option<&Filter>) -> Result<Reply, Failure> {
+async fn list_checks<R: Rt, B: Backend>(
+    api: &Api<R, B>,
+    call: &Call,
+    options: &ReadOptions,
+    reply: ReadReply,
+    filter: Option<&Filter>,
+) -> Result<Reply, Failure> {
     let (description, consistency) = (reply.description(), reply.consistency);
     let mut checks = answer!(reply.answer, Answer::Checks);
     retain(&mut checks, filter, |filter, check| filter.matches(&**check));
+    sort_near(api, call, options, &mut checks, |check| &check.node).await?;
     Ok(call
         .json(&list(&checks, |check| CheckJson(check)))
         .described(description)
@@ -27,7 +36,7 @@ pub async fn node<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply
     let (options, filter) = prepare(&api, &call, &records::CHECK)?;
     let node = call.required("node name")?.to_owned();
     let reply = api.discover(&call, Query::NodeChecks { node }, &options).await?;
-    list_checks(&call, reply, filter.as_ref())
+    list_checks(&api, &call, &options, reply, filter.as_ref()).await
 }
 
 pub async fn checks<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
@@ -38,7 +47,7 @@ pub async fn checks<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Rep
         node_meta: call.params.node_meta(),
     };
     let reply = api.discover(&call, query, &options).await?;
-    list_checks(&call, reply, filter.as_ref())
+    list_checks(&api, &call, &options, reply, filter.as_ref()).await
 }
 
 pub async fn state<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
@@ -54,7 +63,7 @@ pub async fn state<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Repl
         // No check is in a state that does not exist; the index is that of all checks all the same.
         reply.answer = Answer::Checks(Vec::new());
     }
-    list_checks(&call, reply, filter.as_ref())
+    list_checks(&api, &call, &options, reply, filter.as_ref()).await
 }
 
 pub async fn service<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
@@ -79,6 +88,7 @@ pub async fn service<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Re
     retain(&mut instances, filter.as_ref(), |filter, instance| {
         filter.matches(instance)
     });
+    sort_near(&api, &call, &options, &mut instances, |instance| &instance.node.name).await?;
     let json = call.json(&list(&instances, |instance| {
         CheckServiceNodeJson(instance, api.translation())
     }));

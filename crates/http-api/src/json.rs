@@ -4,12 +4,15 @@
 //! Shapes and order are Consul 1.8.7's, with the later fields the contract names.
 
 use crate::backend::{AgentFacts, RaftConfiguration, RaftServer};
-use crate::go::format_duration;
+use crate::go::{format_duration, format_float};
 use base64::Engine as _;
 use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD;
-use quorate_store::Instance;
-use quorate_types::{Check, HealthCheckDefinition, KvPair, Member, Node, NodeId, Service, ServiceAddress, Weights};
+use quorate_store::{Instance, OperationError, OperationResult, TransactionReply};
+use quorate_types::{
+    Check, Coordinate, HealthCheckDefinition, KvPair, Member, Node, NodeCoordinate, NodeId, Service, ServiceAddress, Session, Weights,
+};
+use quorate_user_events::UserEvent;
 use serde::ser::{SerializeMap, SerializeSeq, SerializeStruct};
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -410,6 +413,118 @@ impl Serialize for KvJson<'_> {
     }
 }
 
+pub struct SessionJson<'a>(pub &'a Session);
+
+impl Serialize for SessionJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let session = self.0;
+        let mut json = serializer.serialize_struct("Session", 10)?;
+        json.serialize_field("ID", &session.id.to_string())?;
+        json.serialize_field("Name", &session.name)?;
+        json.serialize_field("Node", &session.node)?;
+        json.serialize_field(
+            "LockDelay",
+            &u64::try_from(session.lock_delay.as_nanos()).unwrap_or(u64::MAX),
+        )?;
+        json.serialize_field("Behavior", session.behavior.as_str())?;
+        json.serialize_field("TTL", &session.ttl_text)?;
+        json.serialize_field("NodeChecks", &session.node_checks)?;
+        let of_services = list(&session.service_checks, |id| ServiceCheckJson(id));
+        json.serialize_field(
+            "ServiceChecks",
+            &(!session.service_checks.is_empty()).then_some(of_services),
+        )?;
+        json.serialize_field("CreateIndex", &session.create_index.0)?;
+        json.serialize_field("ModifyIndex", &session.modify_index.0)?;
+        json.end()
+    }
+}
+
+struct ServiceCheckJson<'a>(&'a str);
+
+impl Serialize for ServiceCheckJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut json = serializer.serialize_struct("ServiceCheck", 2)?;
+        json.serialize_field("ID", self.0)?;
+        json.serialize_field("Namespace", "")?;
+        json.end()
+    }
+}
+
+/// What a transaction came to; of one that only reads, also how current that is.
+pub struct TransactionJson<'a> {
+    pub reply: &'a TransactionReply,
+    pub datacenter: &'a str,
+    pub read: Option<ReadJson>,
+}
+
+/// How current the answer of a transaction is.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadJson {
+    pub known_leader: bool,
+    pub last_contact: std::time::Duration,
+}
+
+impl Serialize for TransactionJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let TransactionReply { results, errors } = self.reply;
+        let mut json = serializer.serialize_struct("TxnResponse", 6)?;
+        let result = |result| OperationResultJson {
+            result,
+            datacenter: self.datacenter,
+        };
+        json.serialize_field("Results", &errors.is_empty().then(|| list(results, result)))?;
+        let has_errors = !errors.is_empty();
+        json.serialize_field("Errors", &has_errors.then(|| list(errors, OperationErrorJson)))?;
+        if let Some(read) = self.read {
+            json.serialize_field("Index", &0)?;
+            json.serialize_field(
+                "LastContact",
+                &u64::try_from(read.last_contact.as_nanos()).unwrap_or(u64::MAX),
+            )?;
+            json.serialize_field("KnownLeader", &read.known_leader)?;
+            json.serialize_field("ConsistencyLevel", "")?;
+        }
+        json.end()
+    }
+}
+
+struct OperationResultJson<'a> {
+    result: &'a OperationResult,
+    datacenter: &'a str,
+}
+
+impl Serialize for OperationResultJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // Whoever writes back what was read must read what is there.
+        let as_it_is = Translation {
+            enabled: false,
+            local_datacenter: self.datacenter,
+        };
+        let mut json = serializer.serialize_map(Some(1))?;
+        match self.result {
+            OperationResult::Kv(pair) => json.serialize_entry("KV", &KvJson(pair))?,
+            OperationResult::Node(node) => json.serialize_entry("Node", &NodeJson(node, as_it_is))?,
+            OperationResult::Service(service) => {
+                json.serialize_entry("Service", &NodeServiceJson(&Node::default(), service, as_it_is))?;
+            }
+            OperationResult::Check(check) => json.serialize_entry("Check", &CheckJson(check))?,
+        }
+        json.end()
+    }
+}
+
+struct OperationErrorJson<'a>(&'a OperationError);
+
+impl Serialize for OperationErrorJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut json = serializer.serialize_struct("TxnError", 2)?;
+        json.serialize_field("OpIndex", &self.0.position)?;
+        json.serialize_field("What", &self.0.fault.to_string())?;
+        json.end()
+    }
+}
+
 struct Base64<'a>(&'a [u8]);
 
 impl Serialize for Base64<'_> {
@@ -419,6 +534,62 @@ impl Serialize for Base64<'_> {
             return serializer.collect_str(&Base64Display::new(self.0, &STANDARD));
         }
         serializer.serialize_str(&STANDARD.encode(self.0))
+    }
+}
+
+pub struct UserEventJson<'a>(pub &'a UserEvent);
+
+impl Serialize for UserEventJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let event = self.0;
+        let mut json = serializer.serialize_struct("UserEvent", 8)?;
+        json.serialize_field("ID", &event.id.to_string())?;
+        json.serialize_field("Name", &event.name)?;
+        json.serialize_field("Payload", &(!event.payload.is_empty()).then_some(Base64(&event.payload)))?;
+        json.serialize_field("NodeFilter", &event.node_filter)?;
+        json.serialize_field("ServiceFilter", &event.service_filter)?;
+        json.serialize_field("TagFilter", &event.tag_filter)?;
+        json.serialize_field("Version", &event.version)?;
+        json.serialize_field("LTime", &event.ltime.0)?;
+        json.end()
+    }
+}
+
+/// A number as Go writes it.
+struct FloatJson(f64);
+
+impl Serialize for FloatJson {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match serde_json::value::RawValue::from_string(format_float(self.0)) {
+            Ok(number) => number.serialize(serializer),
+            // Not a number: JSON has none for it, and no plausible coordinate holds one.
+            Err(_) => serializer.serialize_unit(),
+        }
+    }
+}
+
+struct PlaceJson<'a>(&'a Coordinate);
+
+impl Serialize for PlaceJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut json = serializer.serialize_struct("Coordinate", 4)?;
+        json.serialize_field("Vec", &self.0.vector.map(FloatJson))?;
+        json.serialize_field("Error", &FloatJson(self.0.error))?;
+        json.serialize_field("Adjustment", &FloatJson(self.0.adjustment))?;
+        json.serialize_field("Height", &FloatJson(self.0.height))?;
+        json.end()
+    }
+}
+
+pub struct CoordinateJson<'a>(pub &'a NodeCoordinate);
+
+impl Serialize for CoordinateJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut json = serializer.serialize_struct("CoordinateEntry", 3)?;
+        json.serialize_field("Node", &self.0.node)?;
+        json.serialize_field("Segment", "")?;
+        json.serialize_field("Coord", &PlaceJson(&self.0.coordinate))?;
+        json.end()
     }
 }
 

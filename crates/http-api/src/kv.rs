@@ -87,44 +87,36 @@ pub async fn put<R: Rt, B: Backend>(api: Api<R, B>, mut call: Call) -> Result<Re
     let value = call
         .read_body(&api, api.config().kv_value_len_bytes_max, "kv_max_value_size")
         .await?;
-    for option in ["acquire", "release"] {
-        if call.params.has(option) {
-            return without_sessions(&call, option);
-        }
-    }
     let pair = KvPair {
         key,
         value: value.into(),
         flags,
         ..KvPair::default()
     };
-    let command = match expected {
-        None => KvCommand::Set(pair),
-        Some(expected) => KvCommand::Cas { pair, expected },
+    let command = if let Some(expected) = expected {
+        KvCommand::Cas { pair, expected }
+    } else if call.params.has("acquire") {
+        let session = session_id(call.params.get("acquire")).map_err(Fault::Session)?;
+        KvCommand::Acquire { pair, session }
+    } else if call.params.has("release") {
+        match session_id(call.params.get("release")) {
+            Ok(session) => KvCommand::Release { pair, session },
+            // What is no session holds no lock.
+            Err(SessionFault::NotUuid) => return Ok(call.json(&false)),
+            Err(fault) => return Err(Fault::Session(fault).into()),
+        }
+    } else {
+        KvCommand::Set(pair)
     };
     write(&api, &call, call.params.datacenter(), Command::Kv(command)).await
 }
 
-/// No session exists: none can take a lock, and none holds one that could be released.
-fn without_sessions(call: &Call, option: &str) -> Result<Reply, Failure> {
-    let session = call.params.get(option);
-    if session.is_empty() {
-        return Err(SessionFault::Missing.into_fault());
+/// The session that holds, or is to hold, a lock.
+fn session_id(text: &str) -> Result<Uuid, SessionFault> {
+    if text.is_empty() {
+        return Err(SessionFault::Missing);
     }
-    if option == "release" {
-        return Ok(call.json(&false));
-    }
-    Err(match session.parse::<Uuid>() {
-        Ok(_) => SessionFault::Unknown(session.to_owned()),
-        Err(_) => SessionFault::NotUuid,
-    }
-    .into_fault())
-}
-
-impl SessionFault {
-    fn into_fault(self) -> Failure {
-        Fault::Session(self).into()
-    }
+    text.parse().map_err(|_| SessionFault::NotUuid)
 }
 
 pub async fn delete<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {

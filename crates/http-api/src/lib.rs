@@ -2,12 +2,12 @@
 //!
 //! In: requests over the door's streams. Out: what [`Backend`] answers, in the shapes clients know.
 //! A request passes `transport` (path, compression), `routes` (endpoint, gate, errors) and one handler (`agent`, `catalog`,
-//! `health`, `keyring`, `kv`, `status`); `params` and `decode` read what it says, `json` writes what it gets, `filter`
+//! `health`, `keyring`, `kv`, `session`, `status`, `transaction`); `params` and `decode` read what it says, `json` writes what it gets, `filter`
 //! chooses from it.
 //!
 //! Invariants: nothing replicated is decided here; whatever a request says, it gets an answer or a closed connection, and
 //! memory is bounded per connection; all compatibility quirks of HTTP live here and nowhere else.
-//! Not here: sessions, transactions, queries, events, ACLs, TLS, Unix sockets, the UI.
+//! Not here: queries, ACLs, TLS, Unix sockets, the UI.
 
 mod agent;
 mod api;
@@ -15,8 +15,10 @@ pub mod backend;
 mod call;
 mod catalog;
 pub mod config;
+mod coordinate;
 pub mod decode;
 pub mod errors;
+mod event;
 pub mod filter;
 pub mod go;
 mod health;
@@ -27,12 +29,14 @@ mod params;
 pub mod records;
 mod routes;
 mod server;
+mod session;
 mod status;
+mod transaction;
 mod transport;
 
 pub use api::Api;
 pub use backend::{
-    AgentFacts, Backend, BackendError, KeyringOperation, KeyringPool, LocalError, RaftConfiguration, RaftServer,
+    AgentFacts, Backend, BackendError, DatacenterCoordinates, KeyringOperation, KeyringPool, LocalError, RaftConfiguration, RaftServer,
     ReadReply, ReadRequest, StatusReply,
 };
 pub use config::{Cidr, CidrError, HttpConfig};

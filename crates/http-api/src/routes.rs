@@ -6,7 +6,7 @@ use crate::backend::Backend;
 use crate::call::{Call, Description, Failure, Reply, TEXT};
 use crate::errors::Fault;
 use crate::params::Params;
-use crate::{agent, catalog, health, keyring, kv, status};
+use crate::{agent, catalog, coordinate, event, health, keyring, kv, session, status, transaction};
 use axum::Router;
 use axum::body::Body;
 use axum::routing::any;
@@ -108,6 +108,21 @@ pub fn router<R: Rt, B: Backend>(api: &Api<R, B>) -> Router {
             on(Method::DELETE, kv::delete),
         ],
     );
+
+    routes.fixed("/v1/session/create", put(session::create));
+    routes.prefix("/v1/session/destroy/", put(session::destroy));
+    routes.prefix("/v1/session/renew/", put(session::renew));
+    routes.prefix("/v1/session/info/", get(session::info));
+    routes.prefix("/v1/session/node/", get(session::of_node));
+    routes.fixed("/v1/session/list", get(session::list));
+    routes.fixed("/v1/txn", put(transaction::transact));
+
+    routes.prefix("/v1/event/fire/", put(event::fire));
+    routes.fixed("/v1/event/list", get(event::list));
+    routes.fixed("/v1/coordinate/datacenters", get(coordinate::datacenters));
+    routes.fixed("/v1/coordinate/nodes", get(coordinate::nodes));
+    routes.prefix("/v1/coordinate/node/", get(coordinate::node));
+    routes.fixed("/v1/coordinate/update", put(coordinate::update));
 
     routes.fixed("/v1/status/leader", get(status::leader));
     routes.fixed("/v1/status/peers", get(status::peers));

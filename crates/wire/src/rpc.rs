@@ -1,10 +1,11 @@
 //! Requests between agents over the server port (8300).
 
 use quorate_store::{Answer, Command, Consistency, Outcome, Query};
-use quorate_types::{LogIndex, ModifyIndex, NodeId};
+use quorate_types::{LogIndex, ModifyIndex, NodeCoordinate, NodeId, Session, Uuid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -27,6 +28,13 @@ pub enum Request {
     },
     /// The datacenters whose servers are in the WAN pool.
     Datacenters,
+    /// Begin a session's time to live anew. Asking twice is as good as once.
+    RenewSession {
+        id: Uuid,
+        hops: u8,
+    },
+    /// Where a node is. Gathered by the server that is asked, and written with its next batch.
+    UpdateCoordinate(NodeCoordinate),
 }
 
 /// Keys are base64, not judged yet. New variants are appended.
@@ -92,6 +100,9 @@ pub enum Response {
     RaftConfiguration(RaftConfigurationReply),
     Keyring(Vec<KeyringPool>),
     Datacenters(Vec<String>),
+    /// The renewed session; `None`: there is none.
+    Session(Option<Arc<Session>>),
+    CoordinateTaken,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,16 +1,17 @@
 //! A backend over one store: what an agent that is its own only server would answer.
 
 use quorate_http_api::{
-    AgentFacts, Backend, BackendError, KeyringOperation, KeyringPool, LocalError, RaftConfiguration, RaftServer,
+    AgentFacts, Backend, BackendError, DatacenterCoordinates, KeyringOperation, KeyringPool, LocalError, RaftConfiguration, RaftServer,
     ReadReply, ReadRequest, StatusReply,
 };
 use quorate_rt::Rt;
 use quorate_rt::production::TokioRt;
-use quorate_store::{Answer, Command, Consistency, Outcome, Store};
+use quorate_store::{Answer, Command, Consistency, Outcome, Query, Store};
 use quorate_types::{
     Check, CheckDefinition, CheckKind, CheckStatus, Deregistration, LogIndex, Member, MemberStatus, ModifyIndex,
-    NodeId, Registration, Service, ServiceDefinition,
+    NodeCoordinate, NodeId, Registration, Service, ServiceDefinition, Session, Uuid,
 };
+use quorate_user_events::{FireError, History, UserEvent, UserEvents};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -40,6 +41,8 @@ struct State {
     services_version: u64,
     checks: BTreeMap<String, Arc<Check>>,
     ttl: Vec<String>,
+    events: UserEvents,
+    history: History,
 }
 
 fn texts(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -60,6 +63,12 @@ impl TestBackend {
             services_version: 0,
             checks: BTreeMap::new(),
             ttl: Vec::new(),
+            events: UserEvents::new(
+                NODE_ID.parse().unwrap(),
+                "127.0.0.91:8301".parse().unwrap(),
+                rt.rng("events"),
+            ),
+            history: History::default(),
         };
         let shared = Shared {
             state: Mutex::new(state),
@@ -289,6 +298,16 @@ impl Backend for TestBackend {
         }
         Ok(self.apply(&command))
     }
+    async fn renew_session(&self, _datacenter: Option<&str>, id: Uuid) -> Result<Option<Arc<Session>>, BackendError> {
+        if !self.state().has_leader {
+            return Err(BackendError::NoLeader);
+        }
+        let evaluation = self.state().store.evaluate(&Query::Session { id });
+        let Answer::Sessions(sessions) = evaluation.answer else {
+            panic!("a question for sessions is answered with sessions")
+        };
+        Ok(sessions.into_iter().next())
+    }
     async fn status(&self, _datacenter: Option<&str>) -> Result<StatusReply, BackendError> {
         let address: SocketAddr = "127.0.0.91:8300".parse().unwrap();
         Ok(StatusReply {
@@ -374,6 +393,39 @@ impl Backend for TestBackend {
     }
     async fn reload(&self) -> Result<(), LocalError> {
         Ok(())
+    }
+
+    fn fire_event(&self, event: UserEvent) -> Result<(), FireError> {
+        let mut state = self.state();
+        let fired = state.events.fire(event)?;
+        state.history.push(fired);
+        state.services_version += 1;
+        drop(state);
+        self.shared.changed.notify_waiters();
+        Ok(())
+    }
+    fn events(&self, name: Option<&str>) -> Vec<Arc<UserEvent>> {
+        self.state().history.list(name)
+    }
+    fn events_version(&self) -> u64 {
+        self.services_version()
+    }
+    async fn events_changed(&self, seen: u64) {
+        self.services_changed(seen).await;
+    }
+    async fn update_coordinate(&self, coordinate: NodeCoordinate) -> Result<(), BackendError> {
+        self.apply(&Command::Coordinates(vec![coordinate]));
+        Ok(())
+    }
+    fn datacenter_coordinates(&self) -> Vec<DatacenterCoordinates> {
+        let server = NodeCoordinate {
+            node: "g1".to_owned(),
+            ..NodeCoordinate::default()
+        };
+        vec![DatacenterCoordinates {
+            datacenter: "dc1".to_owned(),
+            servers: vec![server],
+        }]
     }
 
     fn services(&self) -> Vec<Arc<Service>> {
