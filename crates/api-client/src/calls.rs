@@ -3,6 +3,7 @@
 use crate::shapes::HealthCheck;
 use crate::shapes::KeyringPool;
 use crate::shapes::RaftConfiguration;
+use crate::shapes::{CoordinateEntry, DatacenterMap, UserEvent};
 use crate::{Answer, CatalogNode, CatalogService, Client, ClientError, KvEntry, Member, Target};
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -35,6 +36,14 @@ pub struct CatalogOptions {
     pub filter: String,
     /// Pairs `key:value`.
     pub node_meta: Vec<String>,
+}
+
+/// Whom an event is for: regular expressions, empty for all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventOptions {
+    pub node: String,
+    pub service: String,
+    pub tag: String,
 }
 
 impl CatalogOptions {
@@ -199,6 +208,30 @@ impl<R: Rt> Client<R> {
     }
     pub async fn raft_configuration(&self) -> Result<RaftConfiguration, ClientError> {
         self.get_json(Target::new("/v1/operator/raft/configuration")).await
+    }
+
+    /// Tells all agents of the datacenter; answers the event's id.
+    pub async fn fire_event(
+        &self,
+        name: &str,
+        payload: impl Into<Bytes>,
+        options: &EventOptions,
+    ) -> Result<String, ClientError> {
+        let target = Target::new("/v1/event/fire/")
+            .rest(name)
+            .query_if("node", &options.node)
+            .query_if("service", &options.service)
+            .query_if("tag", &options.tag);
+        let event: UserEvent = self.put(target, payload).await?.ok()?.json()?;
+        Ok(event.id)
+    }
+    /// Where all nodes of the datacenter are.
+    pub async fn coordinate_nodes(&self) -> Result<Vec<CoordinateEntry>, ClientError> {
+        self.get_json(Target::new("/v1/coordinate/nodes")).await
+    }
+    /// Where the servers of all datacenters are.
+    pub async fn coordinate_datacenters(&self) -> Result<Vec<DatacenterMap>, ClientError> {
+        self.get_json(Target::new("/v1/coordinate/datacenters")).await
     }
 
     /// The gossip keys of every pool, or of this datacenter's LAN alone.

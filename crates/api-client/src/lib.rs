@@ -11,8 +11,9 @@ pub mod shapes;
 pub mod target;
 
 pub use address::{Address, AddressError};
+pub use calls::EventOptions;
 pub use http::Method;
-pub use shapes::{CatalogNode, CatalogService, KvEntry, Member};
+pub use shapes::{CatalogNode, CatalogService, CoordinateEntry, KvEntry, Member};
 pub use target::Target;
 
 use base64::Engine as _;

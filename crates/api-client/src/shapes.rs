@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use quorate_types::Coordinate;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
@@ -98,6 +99,61 @@ pub struct CatalogService {
     pub service_tags: Vec<String>,
     pub service_address: String,
     pub service_port: i64,
+}
+
+/// One of `event/list`, and what `event/fire` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct UserEvent {
+    #[serde(rename = "ID")]
+    pub id: String,
+    pub name: String,
+    #[serde(deserialize_with = "bytes")]
+    pub payload: Vec<u8>,
+    #[serde(rename = "LTime")]
+    pub ltime: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Place {
+    vec: Vec<f64>,
+    error: f64,
+    adjustment: f64,
+    height: f64,
+}
+
+/// One of `coordinate/nodes`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct CoordinateEntry {
+    pub node: String,
+    coord: Place,
+}
+
+impl CoordinateEntry {
+    /// Dimensions that the answer leaves out are 0.
+    pub fn coordinate(&self) -> Coordinate {
+        let mut coordinate = Coordinate {
+            error: self.coord.error,
+            adjustment: self.coord.adjustment,
+            height: self.coord.height,
+            ..Coordinate::default()
+        };
+        for (place, component) in coordinate.vector.iter_mut().zip(&self.coord.vec) {
+            *place = *component;
+        }
+        coordinate
+    }
+}
+
+/// One of `coordinate/datacenters`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct DatacenterMap {
+    pub datacenter: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub coordinates: Vec<CoordinateEntry>,
 }
 
 /// One check of `agent/checks` or `health/...`.

@@ -62,7 +62,7 @@ pub async fn members(context: &Context) -> Result<Report, Report> {
 }
 
 /// Go's words for the mistakes that people make; ours for the rest.
-fn regexp_reason(error: &regex::Error, pattern: &str) -> String {
+pub(super) fn regexp_reason(error: &regex::Error, pattern: &str) -> String {
     // The text's last line is the reason; those before draw the pattern.
     let text = error.to_string();
     let reason = match text.lines().last().unwrap_or_default().trim_start_matches("error: ") {

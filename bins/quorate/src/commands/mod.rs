@@ -2,12 +2,14 @@
 
 pub mod agent;
 mod catalog;
+mod event;
 mod keygen;
 mod keyring;
 mod kv;
 mod local;
 mod maint;
 mod members;
+mod rtt;
 mod services;
 mod validate;
 mod version;
@@ -166,6 +168,23 @@ pub const COMMANDS: &[Command] = &[
                 "Only nodes with this metadata, key=value. May be repeated."
             ),
             flag("tags", Kind::Boolean, "Show each service's tags."),
+        ]
+    ),
+    command!(
+        "event",
+        "[options] [PAYLOAD]",
+        "Tells all agents of the datacenter of an event",
+        Group::Client,
+        event::run,
+        [
+            flag("name", Kind::Text, "Name of the event."),
+            flag("node", Kind::Text, "Regular expression of the nodes it is for."),
+            flag(
+                "service",
+                Kind::Text,
+                "Regular expression of the services it is for: only nodes with one."
+            ),
+            flag("tag", Kind::Text, "Regular expression of the tags -service must have."),
         ]
     ),
     command!(
@@ -339,6 +358,14 @@ pub const COMMANDS: &[Command] = &[
         Group::Client,
         local::reload,
         []
+    ),
+    command!(
+        "rtt",
+        "[options] NODE1 [NODE2]",
+        "Estimates the round trip time between two nodes",
+        Group::Client,
+        rtt::run,
+        [flag("wan", Kind::Boolean, "Between servers, named node.datacenter."),]
     ),
     command!(
         "services deregister",
