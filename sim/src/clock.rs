@@ -62,6 +62,9 @@ impl NodeClock {
         self.anchor_virtual = virtual_nanos;
         self.drift_ppm = drift_ppm;
     }
+    pub fn drift_ppm(&self) -> i32 {
+        self.drift_ppm
+    }
     pub fn set_wall_offset_nanos(&mut self, wall_offset_nanos: i64) {
         self.wall_offset_nanos = wall_offset_nanos;
     }

@@ -350,6 +350,9 @@ impl DiskState {
                 None => missing.push(ancestor.to_owned()),
             }
         }
+        if self.faults.full && !missing.is_empty() {
+            return Err(error(io::ErrorKind::StorageFull, path, "no space left on device"));
+        }
         for directory in missing.into_iter().rev() {
             self.change(NameChange::Set(directory, Entry::Directory));
         }

@@ -3,15 +3,18 @@
 //! In: the scenario's faults. Out: a schedule, drawn from the seed before the run; then the deeds, with roles resolved at the
 //! moment a fault fires. Everything that begins also ends: at its time, or when the faults end.
 
+use crate::agent_file::{AgentFiles, script_of};
+use crate::disk::DiskFaults;
 use crate::net::Link;
 use crate::runner::link_of;
-use crate::scenario::{CheckKind, Fault, Spare};
+use crate::scenario::{CheckKind, Fault, Spare, Whole};
 use crate::story::Story;
 use crate::wire::Sabotage;
 use crate::world::{CutId, ProcessAnswer};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use quorate_rt::{ProcessEnd, Rng, Signal};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// A fault whose victim is missing (no leader just now) is put off so far at a time,
@@ -44,10 +47,15 @@ struct Fired {
     cuts: Vec<CutId>,
     link: bool,
     checks: Vec<(String, String)>,
+    /// How their clocks drifted before.
+    drifts_ppm: Vec<(String, i32)>,
+    /// They run, and serve no quorum.
+    are_unfit: bool,
 }
 
 pub struct Faults {
     story: Story,
+    files: AgentFiles,
     sabotage: Option<Sabotage>,
     rng: Rng,
     /// In order of time, from the story's start.
@@ -55,11 +63,9 @@ pub struct Faults {
     next: usize,
     fired: BTreeMap<Occurrence, Fired>,
     link: Link,
-}
-
-/// The part of a child process's command line that its answer is found by.
-pub fn script_of(service: &str) -> String {
-    format!("/usr/local/bin/check-{service}")
+    addresses_given: u16,
+    /// All faults end: nothing outlives that.
+    is_ending: bool,
 }
 
 fn exit(code: i32, output: &str) -> ProcessAnswer {
@@ -76,41 +82,70 @@ pub fn set_script(story: &Story, node: &str, service: &str, passes: bool) {
     story.world.set_process(node, &script_of(service), answer);
 }
 
+/// When something happens that lasts so long each time, again and again.
+fn repeated(
+    at_ms: Whole,
+    lasts_ms: Option<Whole>,
+    every_ms: Option<Whole>,
+    until_ms: Option<Whole>,
+    draw: &mut impl FnMut(Whole) -> Duration,
+) -> Vec<(Duration, Option<Duration>)> {
+    let mut at = draw(at_ms);
+    let mut spans = vec![(at, lasts_ms.map(|lasts_ms| at + draw(lasts_ms)))];
+    if let (Some(every_ms), Some(until_ms)) = (every_ms, until_ms) {
+        let until = draw(until_ms);
+        loop {
+            at += draw(every_ms);
+            if at >= until {
+                break;
+            }
+            spans.push((at, lasts_ms.map(|lasts_ms| at + draw(lasts_ms))));
+        }
+    }
+    spans
+}
+
 impl Faults {
-    pub fn new(story: &Story, link: Link, sabotage: Option<Sabotage>) -> Self {
+    pub fn new(story: &Story, files: &AgentFiles, link: Link, sabotage: Option<Sabotage>) -> Self {
         let mut schedule = Vec::new();
         for (position, fault) in story.scenario.faults.iter().enumerate() {
             // Each has a stream of its own: a fault more in the file moves no other.
             let mut rng = story.world.scenario_rng(&format!("fault.{position}"));
-            let mut draw = |whole: crate::scenario::Whole| Duration::from_millis(whole.draw(&mut rng));
+            let mut draw = |whole: Whole| Duration::from_millis(whole.draw(&mut rng));
             let mut spans = Vec::new();
             match fault {
                 Fault::Partition { at_ms, until_ms, .. }
                 | Fault::Isolate { at_ms, until_ms, .. }
                 | Fault::OneWayCut { at_ms, until_ms, .. }
+                | Fault::Disk { at_ms, until_ms, .. }
+                | Fault::Clock { at_ms, until_ms, .. }
                 | Fault::Loss { at_ms, until_ms, .. }
                 | Fault::CheckFails { at_ms, until_ms, .. } => spans.push((draw(*at_ms), Some(draw(*until_ms)))),
-                Fault::Restart { at_ms, .. } => spans.push((draw(*at_ms), None)),
+                Fault::Reconfigure { at_ms, until_ms, .. } => spans.push((draw(*at_ms), until_ms.map(&mut draw))),
+                Fault::Readdress { at_ms, down_ms, .. } | Fault::Wipe { at_ms, down_ms, .. } => {
+                    let at = draw(*at_ms);
+                    spans.push((at, Some(at + draw(*down_ms))));
+                }
+                Fault::Restart {
+                    at_ms,
+                    every_ms,
+                    until_ms,
+                    ..
+                } => spans = repeated(*at_ms, None, *every_ms, *until_ms, &mut draw),
+                Fault::Pause {
+                    at_ms,
+                    for_ms,
+                    every_ms,
+                    until_ms,
+                    ..
+                } => spans = repeated(*at_ms, Some(*for_ms), *every_ms, *until_ms, &mut draw),
                 Fault::Kill {
                     at_ms,
                     down_ms,
                     every_ms,
                     until_ms,
                     ..
-                } => {
-                    let mut at = draw(*at_ms);
-                    spans.push((at, down_ms.map(|down_ms| at + draw(down_ms))));
-                    if let (Some(every_ms), Some(until_ms)) = (every_ms, until_ms) {
-                        let until = draw(*until_ms);
-                        loop {
-                            at += draw(*every_ms);
-                            if at >= until {
-                                break;
-                            }
-                            spans.push((at, down_ms.map(|down_ms| at + draw(down_ms))));
-                        }
-                    }
-                }
+                } => spans = repeated(*at_ms, *down_ms, *every_ms, *until_ms, &mut draw),
             }
             for (count, (at, end)) in spans.into_iter().enumerate() {
                 let occurrence = (position, count);
@@ -131,12 +166,15 @@ impl Faults {
         schedule.sort_by_key(|deed| (deed.at, deed.occurrence, deed.edge));
         Self {
             story: story.clone(),
+            files: files.clone(),
             sabotage,
             rng: story.world.scenario_rng("roles"),
             schedule,
             next: 0,
             fired: BTreeMap::new(),
             link,
+            addresses_given: 0,
+            is_ending: false,
         }
     }
 
@@ -197,11 +235,17 @@ impl Faults {
     /// Ends all that has not ended, and whatever a run left behind.
     pub async fn end_all(&mut self) -> Result<()> {
         self.next = self.schedule.len();
+        self.is_ending = true;
         for occurrence in self.fired.keys().copied().collect::<Vec<_>>() {
             self.end(occurrence).await?;
         }
-        self.story.world.heal();
+        if self.sabotage != Some(Sabotage::CutsNeverHeal) {
+            self.story.world.heal();
+        }
         self.story.world.set_link(self.link.clone());
+        for node in self.story.names() {
+            self.story.world.resume(node);
+        }
         let down: Vec<String> = self
             .story
             .names()
@@ -209,7 +253,7 @@ impl Faults {
             .cloned()
             .collect();
         for node in down {
-            self.restart(&node);
+            self.story.boot(&node);
         }
         Ok(())
     }
@@ -244,12 +288,22 @@ impl Faults {
                 fired.nodes = self.resolve(nodes);
                 fired.cuts = fired.nodes.iter().map(|node| world.isolate(node)).collect();
             }
+            Fault::Pause { nodes, .. } => {
+                let mut nodes = self.resolve(nodes);
+                nodes.retain(|node| world.is_running(node));
+                nodes.iter().for_each(|node| world.pause(node));
+                fired.nodes = nodes;
+                fired.are_unfit = true;
+            }
             Fault::OneWayCut { from, to, .. } => {
                 let from = self.resolve(from);
                 let to = self.resolve(to);
                 for from in &from {
                     for to in to.iter().filter(|to| *to != from) {
-                        fired.cuts.push(world.cut_one_way(from, to));
+                        fired.cuts.push(match self.sabotage {
+                            Some(Sabotage::OneWayCutsIsolate) => world.isolate(from),
+                            _ => world.cut_one_way(from, to),
+                        });
                     }
                 }
                 fired.nodes = from;
@@ -266,25 +320,116 @@ impl Faults {
                     self.keep_quorum(&mut nodes);
                 }
                 // All at one moment: a power loss spares nobody who is later in a list.
-                for node in &nodes {
-                    self.kill(node, *power_loss);
+                if self.sabotage != Some(Sabotage::KillsDoNothing) {
+                    for node in &nodes {
+                        self.kill(node, *power_loss);
+                    }
                 }
                 fired.nodes = nodes;
             }
-            Fault::Restart { nodes, .. } => {
+            Fault::Readdress { nodes, swap, .. } => {
                 fired.nodes = self.resolve(nodes);
+                for node in &fired.nodes {
+                    self.kill(node, false);
+                }
+                self.readdress(&fired.nodes, *swap);
+            }
+            Fault::Wipe { nodes, .. } => {
+                fired.nodes = self.resolve(nodes);
+                for node in &fired.nodes {
+                    self.kill(node, true);
+                    world.wipe_disk(node);
+                }
+            }
+            Fault::Restart { nodes, in_turn, .. } => {
+                fired.nodes = self.resolve(nodes);
+                if *in_turn && !fired.nodes.is_empty() {
+                    let turn = occurrence.1 % fired.nodes.len();
+                    fired.nodes = vec![fired.nodes.swap_remove(turn)];
+                }
                 for node in fired.nodes.clone() {
                     self.stop_orderly(&node).await?;
-                    self.restart(&node);
+                    if self.sabotage == Some(Sabotage::RestartsLoseDisks) {
+                        world.wipe_disk(&node);
+                        self.files.write(&node, &toml::Table::new())?;
+                    }
+                    self.story.boot(&node);
+                }
+            }
+            Fault::Reconfigure { nodes, config, .. } => {
+                fired.nodes = self.resolve(nodes);
+                if self.sabotage == Some(Sabotage::NameHolderGone)
+                    && let Some(holder) = config.get("node_name").and_then(toml::Value::as_str)
+                {
+                    self.kill(holder, false);
+                }
+                for node in fired.nodes.clone() {
+                    self.stop_orderly(&node).await?;
+                    self.files.write(&node, config)?;
+                    self.story.boot(&node);
+                }
+            }
+            Fault::Disk {
+                nodes,
+                read_error_ratio,
+                write_error_ratio,
+                sync_error_ratio,
+                full,
+                slow_factor,
+                may_end,
+                ..
+            } => {
+                fired.nodes = self.resolve(nodes);
+                let mut faults = DiskFaults {
+                    read_error_ratio: read_error_ratio.draw(&mut self.rng),
+                    write_error_ratio: write_error_ratio.draw(&mut self.rng),
+                    sync_error_ratio: sync_error_ratio.draw(&mut self.rng),
+                    full: *full,
+                    slow_factor: u32::try_from(slow_factor.draw(&mut self.rng)).context("slow_factor")?,
+                    ..DiskFaults::default()
+                };
+                if self.sabotage == Some(Sabotage::HiddenSyncErrors) {
+                    faults.sync_error_ratio = 0.0;
+                    faults.lies_about_syncs = true;
+                }
+                for node in &fired.nodes {
+                    world.set_disk_faults(node, faults.clone());
+                    if *may_end {
+                        self.story.begin_ailing(node);
+                    }
+                }
+                fired.are_unfit = true;
+            }
+            Fault::Clock {
+                nodes,
+                wall_offset_ms,
+                drift_ppm,
+                ..
+            } => {
+                fired.nodes = self.resolve(nodes);
+                for node in &fired.nodes {
+                    if let Some(offset) = wall_offset_ms {
+                        // Each its own, in bounds that the scenario was checked for.
+                        world.set_wall_offset_nanos(node, offset.draw(&mut self.rng) * 1_000_000);
+                    }
+                    if let Some(drift) = drift_ppm {
+                        fired.drifts_ppm.push((node.clone(), world.drift_ppm(node)));
+                        let drift = i32::try_from(drift.draw(&mut self.rng)).context("drift_ppm")?;
+                        world.set_drift_ppm(node, drift);
+                    }
                 }
             }
             Fault::Loss {
-                loss_ratio, latency_ms, ..
+                loss_ratio,
+                duplicate_ratio,
+                latency_ms,
+                ..
             } => {
                 let ratio = loss_ratio.draw(&mut self.rng);
                 let link = latency_ms.map_or_else(|| self.link.clone(), |latency_ms| link_of(latency_ms, ratio));
                 world.set_link(Link {
                     loss_ratio: ratio,
+                    duplicate_ratio: duplicate_ratio.draw(&mut self.rng),
                     ..link
                 });
                 fired.link = true;
@@ -316,20 +461,47 @@ impl Faults {
         };
         let scenario = std::sync::Arc::clone(&self.story.scenario);
         let fault = &scenario.faults[occurrence.0];
+        let world = self.story.world.clone();
         for cut in fired.cuts {
-            self.story.world.mend(cut);
+            if self.sabotage != Some(Sabotage::CutsNeverHeal) {
+                world.mend(cut);
+            }
         }
         if fired.link {
-            self.story.world.set_link(self.link.clone());
+            world.set_link(self.link.clone());
+        }
+        for (node, drift_ppm) in &fired.drifts_ppm {
+            world.set_drift_ppm(node, *drift_ppm);
         }
         for (node, service) in &fired.checks {
             self.set_check(node, service, true)?;
         }
-        if matches!(fault, Fault::Kill { .. }) {
-            for node in &fired.nodes {
-                if !self.story.world.is_running(node) {
-                    self.restart(node);
+        for node in &fired.nodes {
+            match fault {
+                Fault::Kill { .. } if !world.is_running(node) => self.story.boot(node),
+                Fault::Readdress { .. } | Fault::Wipe { .. } => {
+                    self.files.write(node, &toml::Table::new())?;
+                    self.story.boot(node);
                 }
+                Fault::Reconfigure { .. } => {
+                    self.stop_orderly(node).await?;
+                    self.files.write(node, &toml::Table::new())?;
+                    self.story.boot(node);
+                }
+                Fault::Pause { .. } if self.is_ending || self.sabotage != Some(Sabotage::PausesLast) => {
+                    world.resume(node);
+                }
+                Fault::Disk { may_end, .. } => {
+                    world.set_disk_faults(node, DiskFaults::default());
+                    if *may_end {
+                        self.story.end_ailing(node);
+                    }
+                }
+                Fault::Clock {
+                    wall_offset_ms: Some(_),
+                    ..
+                } => world.set_wall_offset_nanos(node, 0),
+                _ => {}
             }
         }
         tracing::info!(fault = fault.mark(), nodes = ?fired.nodes, "fault ends");
@@ -346,7 +518,7 @@ impl Faults {
         let cut_off: Vec<&String> = self
             .fired
             .values()
-            .filter(|fired| !fired.cuts.is_empty())
+            .filter(|fired| !fired.cuts.is_empty() || fired.are_unfit)
             .flat_map(|fired| &fired.nodes)
             .collect();
         let counts = |server: &String| self.story.world.is_running(server) && !cut_off.contains(&server);
@@ -361,17 +533,25 @@ impl Faults {
         });
     }
     fn kill(&self, node: &str, power_loss: bool) {
-        if self.sabotage == Some(Sabotage::KillsDoNothing) {
-            return;
-        }
         // Its handle first: a dead boot must have nothing that still acts for it.
         let agent = self.story.forget_agent(node);
         self.story.world.kill(node, power_loss);
         drop(agent);
     }
-    fn restart(&self, node: &str) {
-        self.story.count("agent.restarted");
-        self.story.world.restart(node);
+    /// New addresses for machines that do not run.
+    fn readdress(&mut self, nodes: &[String], swap: bool) {
+        let world = self.story.world.clone();
+        let before: Vec<IpAddr> = nodes.iter().map(|node| world.ip(node)).collect();
+        for node in nodes {
+            self.addresses_given += 1;
+            let [high, low] = self.addresses_given.to_be_bytes();
+            world.set_ip(node, IpAddr::from([10, 1, high, low]));
+        }
+        if swap {
+            for (position, node) in nodes.iter().enumerate() {
+                world.set_ip(node, before[(position + nodes.len() - 1) % nodes.len()]);
+            }
+        }
     }
     async fn stop_orderly(&self, node: &str) -> Result<()> {
         if !self.story.is_serving(node) {
@@ -379,6 +559,8 @@ impl Faults {
             return Ok(());
         }
         self.story.tell_to_stop(node);
+        // Stopped by SIGSTOP it would take no notice.
+        self.story.world.resume(node);
         self.story.world.signal(node, Signal::Terminate);
         let claim = format!("{node} stops when it is told to");
         let stopped = async || !self.story.is_serving(node);

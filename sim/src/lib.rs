@@ -8,6 +8,7 @@
 
 #![cfg(madsim)]
 
+mod agent_file;
 pub mod client;
 pub mod clock;
 pub mod digest;

@@ -33,7 +33,7 @@ mod simulator {
     use tracing_subscriber::fmt::time::FormatTime;
 
     const USAGE: &str = "\
-usage: quorate-sim FILE --seed N [--trace NODE]... [--until MS] [--sabotage NAME] [--log LEVEL]
+usage: quorate-sim FILE --seed N [--trace NODE]... [--until MS] [--sabotage NAME] [--log LEVEL] [--events]
        quorate-sim self-check [--seed N] [--trace NODE]...";
 
     /// Virtual time and node instead of the machine's.
@@ -55,6 +55,10 @@ usage: quorate-sim FILE --seed N [--trace NODE]... [--until MS] [--sabotage NAME
         while let Some(argument) = arguments.next() {
             if !argument.starts_with("--") && file.is_none() {
                 file = Some(argument);
+                continue;
+            }
+            if argument == "--events" {
+                options.tells_events = true;
                 continue;
             }
             let value = arguments

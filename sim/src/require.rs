@@ -3,8 +3,8 @@
 //! The window opens `within_ms` after a moment: until then any answer will do. From then on each must be right, until the
 //! window closes. A question counts when it was asked and answered inside. That nobody could ask is an error too.
 
-use crate::scenario::{KvOperation, Requirement, Window};
-use crate::story::Story;
+use crate::scenario::{KvOperation, Requirement, Window, member_status};
+use crate::story::{Failure, Story};
 use crate::wire::Wire;
 use crate::workload::kv_register::{Call, KvClients, Outcome};
 use hyper::Method;
@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
+/// The patience with one write of `writes_resume`.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Loss takes a question now and then; so many in a row are silence.
 const SILENCE_COUNT: usize = 5;
 
@@ -84,6 +86,9 @@ impl Asker {
             Requirement::DnsLists { service, .. } => format!("dns_lists {service}"),
             Requirement::DnsLacks { service, .. } => format!("dns_lacks {service}"),
             Requirement::CheckIs { check, status, .. } => format!("check_is {check} {status}"),
+            Requirement::MemberIs { node, status, .. } => format!("member_is {node} {status}"),
+            Requirement::NeverFailed { nodes, .. } => format!("never_failed {nodes:?}"),
+            Requirement::Ends { node, .. } => format!("ends {node}"),
             Requirement::ReadsGoOn { service, .. } => format!("reads_go_on {service}"),
             Requirement::WritesResume { .. } => "writes_resume".to_owned(),
             Requirement::Refused { operations, .. } => format!("refused {operations:?}"),
@@ -112,19 +117,18 @@ impl Asker {
             return;
         }
         let mut rng = self.story.world.scenario_rng(&format!("require.{}", self.position));
-        let node = match &*self.requirement {
-            Requirement::DnsLists { node, .. }
-            | Requirement::DnsLacks { node, .. }
-            | Requirement::CheckIs { node, .. } => self
-                .story
-                .resolve(node, &mut rng)
-                .into_iter()
-                .next()
-                .unwrap_or_default(),
-            _ => String::new(),
-        };
+        let nodes = self.story.resolve_all(self.requirement.nodes(), &mut rng);
         let after = self.story.moment(&window.after).expect("it was waited for");
         let opens_at = after + Duration::from_millis(window.within_ms);
+        match &*self.requirement {
+            Requirement::NeverFailed { .. } => {
+                let agents = self.story.resolve_all(&window.at, &mut rng);
+                return self.watch_failures(&agents, &nodes, opens_at).await;
+            }
+            Requirement::Ends { .. } => return self.wait_for_ends(&nodes, after, opens_at).await,
+            _ => {}
+        }
+        let node = nodes.first().cloned().unwrap_or_default();
         for agent in self.story.resolve_all(&window.at, &mut rng) {
             let (asker, node) = (self.clone(), node.clone());
             rt.spawn("require.agent", async move {
@@ -142,12 +146,12 @@ impl Asker {
         let world = &self.story.world;
         let mut missing = Vec::new();
         while !self.is_closed() {
-            let (asked_at, boot) = (world.elapsed(), world.boot(agent));
-            if self.story.is_serving(agent) {
+            let (asked_at, interruptions) = (world.elapsed(), world.interruptions(agent));
+            if self.story.is_serving(agent) && !world.is_paused(agent) {
                 let answer = self.ask(agent, node).await;
                 let is_inside = asked_at >= opens_at && !self.is_closed();
-                // One that was killed meanwhile owed no answer.
-                let is_fair = self.story.is_serving(agent) && world.boot(agent) == boot;
+                // One that was killed or paused meanwhile owed no answer.
+                let is_fair = self.story.is_serving(agent) && world.interruptions(agent) == interruptions;
                 if is_inside && is_fair {
                     match answer {
                         Answer::Right => {
@@ -196,9 +200,65 @@ impl Asker {
                     found => Answer::Wrong(format!("{check} of {node} is {found:?}")),
                 }
             }
+            Requirement::MemberIs { status, .. } => {
+                let members = match self.wire.json(agent, "/v1/agent/members").await {
+                    Ok(members) => members,
+                    Err(why) => return Answer::Missing(why.to_string()),
+                };
+                let mut all = members.as_array().into_iter().flatten();
+                let found = all
+                    .find(|member| member["Name"] == node)
+                    .map(|member| &member["Status"]);
+                match found.and_then(serde_json::Value::as_u64) {
+                    Some(number) if member_status(status).map(u64::from) == Some(number) => Answer::Right,
+                    _ => Answer::Wrong(format!("the status of {node} is {found:?}")),
+                }
+            }
             Requirement::ReadsGoOn { service, .. } => self.read_all(agent, service).await,
-            Requirement::WritesResume { .. } | Requirement::Refused { .. } => {
+            Requirement::NeverFailed { .. }
+            | Requirement::Ends { .. }
+            | Requirement::WritesResume { .. }
+            | Requirement::Refused { .. } => {
                 unreachable!("these are not asked again and again")
+            }
+        }
+    }
+
+    /// Agents tell what they think of the others at the moment they think it: a flap between two looks is seen.
+    async fn watch_failures(&self, agents: &[String], nodes: &[String], opens_at: Duration) {
+        let world = &self.story.world;
+        let mut seen_count = 0;
+        loop {
+            let is_closed = self.is_closed();
+            for failure in self.story.failures(seen_count) {
+                seen_count += 1;
+                if failure.at >= opens_at && agents.contains(&failure.by) && nodes.contains(&failure.member) {
+                    self.count();
+                    let Failure { at, by, member } = failure;
+                    self.story
+                        .breaks(format!("{}: {by} declared {member} failed at {at:?}", self.name()));
+                    return;
+                }
+            }
+            if world.elapsed() >= opens_at {
+                self.count();
+            }
+            if is_closed {
+                return;
+            }
+            world.advance(ASK_INTERVAL).await;
+        }
+    }
+
+    async fn wait_for_ends(&self, nodes: &[String], after: Duration, opens_at: Duration) {
+        let world = &self.story.world;
+        world.advance(opens_at.saturating_sub(world.elapsed())).await;
+        for node in nodes {
+            self.count();
+            let endings = self.story.endings_of(node);
+            if !endings.iter().any(|at| (after..=opens_at).contains(at)) {
+                self.story
+                    .breaks(format!("{}: {node} goes on {opens_at:?} after the start", self.name()));
             }
         }
     }
@@ -240,7 +300,8 @@ impl Asker {
             if now >= opens_at {
                 break;
             }
-            let wire = self.wire.with_timeout(opens_at - now);
+            // One that hangs at a leader that died is given up: its user asks again.
+            let wire = self.wire.with_timeout(WRITE_TIMEOUT.min(opens_at - now));
             let path = format!("/v1/kv/writes_resume/{}/{agent}", self.position);
             match wire.http(Method::PUT, agent, &path, "x").await {
                 Ok(answer) if answer.status == 200 && world.elapsed() <= opens_at => {

@@ -5,12 +5,13 @@
 //! judged as it happens, by the event they tell of it; what users see is judged where it is seen.
 //! Not here: the language (`scenario`), the judges (`invariant`).
 
+use crate::agent_file::{AgentFiles, CONFIG_PATH};
 use crate::disk::DiskFaults;
-use crate::faults::{Faults, script_of, set_script};
+use crate::faults::{Faults, set_script};
 use crate::net::Link;
 use crate::require::Requirements;
 use crate::rt::SimRt;
-use crate::scenario::{CheckKind, KvOperation, Scenario, ServiceCheck, Whole, Workload};
+use crate::scenario::{CheckKind, KvOperation, Scenario, Whole, Workload};
 use crate::story::{Broken, Story};
 use crate::wire::{Sabotage, USERS, Wire};
 use crate::workload::kv_register::{KvClients, Outcome};
@@ -25,15 +26,12 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 const STEP: Duration = Duration::from_millis(50);
 /// Within this a cluster without faults has formed.
 const FORM_TIMEOUT: Duration = Duration::from_secs(60);
-const CONFIG_PATH: &str = "/etc/quorate/agent.json";
-const DATA_DIR: &str = "/var/quorate";
 
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -43,6 +41,8 @@ pub struct Options {
     /// The run stops at this virtual time.
     pub until: Option<Duration>,
     pub sabotage: Option<Sabotage>,
+    /// Every event goes to standard output.
+    pub tells_events: bool,
 }
 
 /// How a run ended.
@@ -86,7 +86,11 @@ async fn run_in(world: World, scenario: Scenario, options: Options) -> Result<Re
     let story = Story::new(world.clone(), Arc::clone(&scenario), servers, clients);
     let link = link_of(scenario.cluster.network.latency_ms, loss_ratio);
     world.set_link(link.clone());
-    observe_applied(&story);
+    if options.tells_events {
+        world.tell_all();
+    }
+    observe(&story);
+    let files = AgentFiles::new(&story, raft_multiplier);
 
     for (position, name) in story.names().enumerate() {
         let number = u8::try_from(position + 1).context("too many nodes")?;
@@ -97,9 +101,7 @@ async fn run_in(world: World, scenario: Scenario, options: Options) -> Result<Re
         world.trace(name)?;
     }
     for name in story.names() {
-        let config = config_of(&story, name, raft_multiplier)?;
-        world.write_file(name, Path::new(CONFIG_PATH), config.to_string().as_bytes());
-        world.make_dir(name, Path::new(DATA_DIR));
+        files.write(name, &toml::Table::new())?;
         let drift_ppm =
             i32::try_from(scenario.cluster.clock_drift_ppm.draw(&mut rng)).context("cluster.clock_drift_ppm")?;
         world.set_drift_ppm(
@@ -126,7 +128,7 @@ async fn run_in(world: World, scenario: Scenario, options: Options) -> Result<Re
         until: options.until,
         story: story.clone(),
     };
-    let mut faults = Faults::new(&story, link, options.sabotage);
+    let mut faults = Faults::new(&story, &files, link, options.sabotage);
     let was_cut_short = match run.whole(&mut faults, run_for).await {
         Ok(()) => false,
         Err(Stop::Broken) => false,
@@ -147,66 +149,6 @@ async fn run_in(world: World, scenario: Scenario, options: Options) -> Result<Re
         counts: story.counts(),
         was_cut_short,
     })
-}
-
-/// The agent's configuration file.
-fn config_of(story: &Story, name: &str, raft_multiplier: u64) -> Result<Value> {
-    let scenario = &story.scenario;
-    let is_server = story.servers.iter().any(|server| server == name);
-    let addresses: Vec<String> = story
-        .servers
-        .iter()
-        .map(|server| story.world.ip(server).to_string())
-        .collect();
-    let mut config = json!({
-        "node_name": name,
-        "server": is_server,
-        "data_dir": DATA_DIR,
-        "bind_addr": story.world.ip(name).to_string(),
-        "client_addr": "0.0.0.0",
-        "retry_join": addresses,
-        // Machines that start together miss each other at first; the default of 30 s would only make runs longer.
-        "retry_interval": "1s",
-        "performance": { "raft_multiplier": raft_multiplier },
-        "enable_local_script_checks": true,
-    });
-    let services: Vec<Value> = scenario
-        .services
-        .iter()
-        .filter(|service| service.on.iter().any(|node| node == name))
-        .map(|service| {
-            let mut definition = json!({ "name": service.name, "port": service.port, "tags": service.tags });
-            if let Some(check) = &service.check {
-                definition["check"] = check_of(check, &service.name, service.port);
-            }
-            definition
-        })
-        .collect();
-    let object = config.as_object_mut().expect("written as an object above");
-    if !services.is_empty() {
-        object.insert("services".to_owned(), Value::Array(services));
-    }
-    if is_server {
-        object.insert("bootstrap_expect".to_owned(), json!(story.servers.len()));
-    }
-    for (key, value) in &scenario.cluster.config {
-        let value = serde_json::to_value(value).with_context(|| format!("cluster.config.{key}"))?;
-        object.insert(key.clone(), value);
-    }
-    Ok(config)
-}
-
-fn check_of(check: &ServiceCheck, service: &str, port: u16) -> Value {
-    let mut definition = json!({
-        "id": format!("service:{service}"),
-        "interval": format!("{}ms", check.interval_ms),
-        "timeout": format!("{}ms", check.timeout_ms.unwrap_or(check.interval_ms.min(5_000))),
-    });
-    match check.kind {
-        CheckKind::Script => definition["args"] = json!([script_of(service)]),
-        CheckKind::Tcp => definition["tcp"] = json!(format!("127.0.0.1:{port}")),
-    }
-    definition
 }
 
 /// What runs on an agent's machine, after each boot.
@@ -231,7 +173,7 @@ async fn program(story: Story, name: String, rt: SimRt) {
     let agent = match Agent::start(rt, flags, Hooks::default()).await {
         Ok(agent) => agent,
         Err(err) => {
-            story.breaks(format!("{name} did not start: {}", chain(&err)));
+            story.agent_ended(&name, &format!("did not start: {}", chain(&err)));
             return;
         }
     };
@@ -239,9 +181,7 @@ async fn program(story: Story, name: String, rt: SimRt) {
     story.agent_started(&name, agent.clone());
     let ending = agent.run().await;
     story.forget_agent(&name);
-    if !story.is_stopping(&name) {
-        story.breaks(format!("{name} ended by itself: {ending:?}"));
-    }
+    story.agent_ended(&name, &format!("ended by itself: {ending:?}"));
 }
 
 fn chain(err: &dyn std::error::Error) -> String {
@@ -271,15 +211,17 @@ async fn serve(story: Story, node: String, rt: SimRt, service: String, port: u16
     }
 }
 
-/// Hears of each applied entry.
-fn observe_applied(story: &Story) {
+/// Hears of each applied entry, and of what each agent thinks of the others.
+fn observe(story: &Story) {
     let judge = story.clone();
-    story.world.observe(Arc::new(move |node, kind, payload| {
-        if kind == "apply" {
+    story.world.observe(Arc::new(move |node, kind, payload| match kind {
+        "apply" => {
             let boot = judge.world.boot(node);
             let judged = judge.state().logs.observe(node, boot, payload);
             judge.holds("equal_logs", judged);
         }
+        "gossip" => judge.hear_gossip(node, payload),
+        _ => {}
     }));
 }
 
@@ -382,6 +324,7 @@ impl Run {
                 }
             }
         }
+        story.start_those_that_ended();
         if story.broken().is_some() {
             return Err(Stop::Broken);
         }
@@ -460,10 +403,11 @@ impl Run {
         let members = ask("/v1/agent/members").await?;
         let mut alive = BTreeMap::new();
         for member in members.as_array().into_iter().flatten() {
-            alive.insert(
-                member["Name"].as_str().unwrap_or_default().to_owned(),
-                member["Status"].clone(),
-            );
+            let name = member["Name"].as_str().unwrap_or_default();
+            if all.iter().any(|node| *node == name) && member["Addr"] != story.world.ip(name).to_string() {
+                return Err(format!("member {name} is said to be at {}", member["Addr"]));
+            }
+            alive.insert(name.to_owned(), member["Status"].clone());
         }
         let well = |name: &str| alive.get(name).is_some_and(|status| status == 1);
         if let Some(name) = all.iter().find(|name| !well(name)) {
@@ -474,6 +418,12 @@ impl Run {
         let listed = |name: &str| nodes.as_array().into_iter().flatten().any(|node| node["Node"] == name);
         if let Some(name) = all.iter().find(|name| !listed(name)) {
             return Err(format!("the catalog has no node {name}"));
+        }
+        for node in nodes.as_array().into_iter().flatten() {
+            let name = node["Node"].as_str().unwrap_or_default();
+            if all.iter().any(|node| *node == name) && node["Address"] != story.world.ip(name).to_string() {
+                return Err(format!("the catalog has {name} at {}", node["Address"]));
+            }
         }
         view.insert("/v1/catalog/nodes".to_owned(), nodes);
         let checks = ask("/v1/health/state/any?stale").await?;

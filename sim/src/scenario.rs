@@ -8,6 +8,7 @@
 use crate::invariant;
 use anyhow::{Context as _, Result, bail, ensure};
 use quorate_rt::Rng;
+use quorate_types::MemberStatus;
 use rand_core::Rng as _;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
@@ -37,11 +38,37 @@ impl Whole {
     }
 }
 
+/// A whole number that may be negative, or one drawn from a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signed {
+    pub low: i64,
+    pub high: i64,
+}
+
+impl Signed {
+    pub fn draw(self, rng: &mut Rng) -> i64 {
+        let width = self.high.abs_diff(self.low);
+        self.low.wrapping_add_unsigned(Whole { low: 0, high: width }.draw(rng))
+    }
+    /// The larger of its ends, whatever their signs.
+    const fn magnitude(self) -> u64 {
+        let (low, high) = (self.low.unsigned_abs(), self.high.unsigned_abs());
+        if low > high { low } else { high }
+    }
+}
+
 /// A probability in 0..=1, or one drawn from a range.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ratio {
     low: f64,
     high: f64,
+}
+
+impl Default for Ratio {
+    /// Never.
+    fn default() -> Self {
+        no_loss()
+    }
 }
 
 impl Ratio {
@@ -76,6 +103,33 @@ impl<'de> Deserialize<'de> for Whole {
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Whole, E> {
                 let found = range_of(text).map(|(low, high)| Whole { low, high });
+                found.ok_or_else(|| E::custom(format!("{text:?} is no range \"a..=b\" of whole numbers")))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+impl<'de> Deserialize<'de> for Signed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl Visitor<'_> for Reader {
+            type Value = Signed;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number, negative or not, or a range \"a..=b\"")
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Signed, E> {
+                Ok(Signed {
+                    low: number,
+                    high: number,
+                })
+            }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Signed, E> {
+                let number = i64::try_from(number).map_err(|_| E::custom(format!("{number} is too large")))?;
+                self.visit_i64(number)
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Signed, E> {
+                let found = range_of(text).map(|(low, high)| Signed { low, high });
                 found.ok_or_else(|| E::custom(format!("{text:?} is no range \"a..=b\" of whole numbers")))
             }
         }
@@ -200,6 +254,9 @@ impl Default for Network {
 
 const fn none() -> Whole {
     Whole::fixed(0)
+}
+const fn once() -> Whole {
+    Whole::fixed(1)
 }
 const fn default_raft_multiplier() -> Whole {
     // Consul's default.
@@ -348,10 +405,90 @@ pub enum Fault {
         name: Option<String>,
         nodes: Vec<String>,
         at_ms: Whole,
+        /// Again after each such pause, until `until_ms`.
+        every_ms: Option<Whole>,
+        until_ms: Option<Whole>,
+        /// Each time only one of them, one after the other.
+        #[serde(default)]
+        in_turn: bool,
+    },
+    /// Told to stop and started with another configuration file; at the end with its own again.
+    Reconfigure {
+        name: Option<String>,
+        nodes: Vec<String>,
+        at_ms: Whole,
+        #[serde(default = "none")]
+        down_ms: Whole,
+        /// Without it until the faults end.
+        until_ms: Option<Whole>,
+        /// Keys that take the place of those in the file.
+        config: toml::Table,
+    },
+    /// Killed, and booted with another address.
+    Readdress {
+        name: Option<String>,
+        nodes: Vec<String>,
+        at_ms: Whole,
+        down_ms: Whole,
+        /// They take one another's addresses, the first that of the last.
+        #[serde(default)]
+        swap: bool,
+    },
+    /// Killed, and booted with an empty disk.
+    Wipe {
+        name: Option<String>,
+        nodes: Vec<String>,
+        at_ms: Whole,
+        down_ms: Whole,
+    },
+    /// Stopped as by SIGSTOP: nothing of them runs while their clocks and their kernels go on.
+    Pause {
+        name: Option<String>,
+        nodes: Vec<String>,
+        at_ms: Whole,
+        for_ms: Whole,
+        /// Again after each such pause, until `until_ms`.
+        every_ms: Option<Whole>,
+        until_ms: Option<Whole>,
+    },
+    Disk {
+        name: Option<String>,
+        nodes: Vec<String>,
+        #[serde(default)]
+        read_error_ratio: Ratio,
+        #[serde(default)]
+        write_error_ratio: Ratio,
+        #[serde(default)]
+        sync_error_ratio: Ratio,
+        /// No space is left.
+        #[serde(default)]
+        full: bool,
+        /// Every operation takes this many times longer.
+        #[serde(default = "once")]
+        slow_factor: Whole,
+        /// Agents may end by themselves because of it: they are started again once it is over.
+        #[serde(default)]
+        may_end: bool,
+        at_ms: Whole,
+        until_ms: Whole,
+    },
+    /// The wall clock jumps, and jumps back at the end; the clock drifts otherwise than the cluster's do.
+    Clock {
+        name: Option<String>,
+        nodes: Vec<String>,
+        wall_offset_ms: Option<Signed>,
+        drift_ppm: Option<Signed>,
+        at_ms: Whole,
+        until_ms: Whole,
     },
     Loss {
         name: Option<String>,
+        #[serde(default)]
         loss_ratio: Ratio,
+        /// Of datagrams that arrive twice.
+        #[serde(default)]
+        duplicate_ratio: Ratio,
+        /// Each packet draws its own, so that datagrams overtake one another.
         latency_ms: Option<Whole>,
         at_ms: Whole,
         until_ms: Whole,
@@ -382,6 +519,12 @@ impl Fault {
             | Self::OneWayCut { name, .. }
             | Self::Kill { name, .. }
             | Self::Restart { name, .. }
+            | Self::Reconfigure { name, .. }
+            | Self::Readdress { name, .. }
+            | Self::Wipe { name, .. }
+            | Self::Pause { name, .. }
+            | Self::Disk { name, .. }
+            | Self::Clock { name, .. }
             | Self::Loss { name, .. }
             | Self::CheckFails { name, .. } => name.as_deref(),
         }
@@ -394,6 +537,12 @@ impl Fault {
             Self::OneWayCut { .. } => "fault.one_way_cut",
             Self::Kill { .. } => "fault.kill",
             Self::Restart { .. } => "fault.restart",
+            Self::Reconfigure { .. } => "fault.reconfigure",
+            Self::Readdress { .. } => "fault.readdress",
+            Self::Wipe { .. } => "fault.wipe",
+            Self::Pause { .. } => "fault.pause",
+            Self::Disk { .. } => "fault.disk",
+            Self::Clock { .. } => "fault.clock",
             Self::Loss { .. } => "fault.loss",
             Self::CheckFails { .. } => "fault.check_fails",
         }
@@ -402,15 +551,111 @@ impl Fault {
     pub fn roles(&self) -> Vec<&String> {
         match self {
             Self::Partition { side, .. } => side.iter().collect(),
-            Self::Isolate { nodes, .. } | Self::Kill { nodes, .. } | Self::Restart { nodes, .. } => {
-                nodes.iter().collect()
-            }
+            Self::Isolate { nodes, .. }
+            | Self::Kill { nodes, .. }
+            | Self::Restart { nodes, .. }
+            | Self::Reconfigure { nodes, .. }
+            | Self::Readdress { nodes, .. }
+            | Self::Wipe { nodes, .. }
+            | Self::Pause { nodes, .. }
+            | Self::Disk { nodes, .. }
+            | Self::Clock { nodes, .. } => nodes.iter().collect(),
             Self::OneWayCut { from, to, .. } => from.iter().chain(to).collect(),
             Self::CheckFails { node, .. } => vec![node],
             Self::Loss { .. } => Vec::new(),
         }
     }
+
+    /// What no type says: quantities that mean nothing, and faults that do nothing.
+    fn check(&self) -> Result<()> {
+        if let Self::Kill { every_ms, until_ms, .. }
+        | Self::Restart { every_ms, until_ms, .. }
+        | Self::Pause { every_ms, until_ms, .. } = self
+        {
+            ensure!(
+                every_ms.is_some() == until_ms.is_some(),
+                "`fault.every_ms` and `fault.until_ms` need each other"
+            );
+            ensure!(
+                every_ms.is_none_or(|every_ms| every_ms.low > 0),
+                "`fault.every_ms` is not 0"
+            );
+        }
+        match self {
+            Self::Restart {
+                in_turn: true,
+                every_ms,
+                ..
+            } => ensure!(every_ms.is_some(), "`fault.in_turn` needs `every_ms`"),
+            Self::Reconfigure { config, .. } => ensure!(!config.is_empty(), "`fault.config` changes nothing"),
+            Self::Readdress { nodes, swap: true, .. } => {
+                ensure!(nodes.len() > 1, "`fault.swap` needs two nodes")
+            }
+            Self::Pause { for_ms, every_ms, .. } => {
+                ensure!(for_ms.low > 0, "`fault.for_ms` is not 0");
+                ensure!(
+                    every_ms.is_none_or(|every_ms| every_ms.low > for_ms.high),
+                    "`fault.every_ms` counts from pause to pause: it is longer than `for_ms`"
+                );
+            }
+            Self::Disk {
+                read_error_ratio,
+                write_error_ratio,
+                sync_error_ratio,
+                full,
+                slow_factor,
+                ..
+            } => {
+                let is_faulty = [read_error_ratio, write_error_ratio, sync_error_ratio]
+                    .iter()
+                    .any(|ratio| ratio.high > 0.0);
+                ensure!(
+                    (1..=SLOW_FACTOR_MAX).contains(&slow_factor.low) && slow_factor.high <= SLOW_FACTOR_MAX,
+                    "`fault.slow_factor` is in 1..={SLOW_FACTOR_MAX}"
+                );
+                ensure!(
+                    is_faulty || *full || slow_factor.high > 1,
+                    "`fault`: nothing is wrong with this disk"
+                );
+            }
+            Self::Clock {
+                wall_offset_ms,
+                drift_ppm,
+                ..
+            } => {
+                ensure!(
+                    wall_offset_ms.is_some() || drift_ppm.is_some(),
+                    "`fault`: a clock needs `wall_offset_ms` or `drift_ppm`"
+                );
+                ensure!(
+                    wall_offset_ms.is_none_or(|offset| offset.magnitude() <= WALL_OFFSET_MS_MAX),
+                    "`fault.wall_offset_ms`: at most {WALL_OFFSET_MS_MAX} either way"
+                );
+                ensure!(
+                    drift_ppm.is_none_or(|drift| drift.magnitude() <= DRIFT_PPM_MAX),
+                    "`fault.drift_ppm`: at most {DRIFT_PPM_MAX} either way"
+                );
+            }
+            Self::Loss {
+                loss_ratio,
+                duplicate_ratio,
+                latency_ms,
+                ..
+            } => ensure!(
+                loss_ratio.high > 0.0 || duplicate_ratio.high > 0.0 || latency_ms.is_some(),
+                "`fault`: loss needs `loss_ratio`, `duplicate_ratio` or `latency_ms`"
+            ),
+            _ => {}
+        }
+        Ok(())
+    }
 }
+
+/// A disk this much slower has syncs of two seconds.
+const SLOW_FACTOR_MAX: u64 = 1_000;
+/// Ten years.
+const WALL_OFFSET_MS_MAX: u64 = 315_360_000_000;
+const DRIFT_PPM_MAX: u64 = 900_000;
 
 /// What must be seen, in a window that opens `within_ms` after the moment `after` and closes at `until`.
 ///
@@ -437,6 +682,26 @@ pub enum Requirement {
         node: String,
         check: String,
         status: String,
+        #[serde(flatten)]
+        window: Window,
+    },
+    /// Every answer of `/v1/agent/members` has the member in this status.
+    MemberIs {
+        node: String,
+        status: String,
+        #[serde(flatten)]
+        window: Window,
+    },
+    /// No agent declares one of these members failed, even for a moment.
+    NeverFailed {
+        #[serde(default = "agents")]
+        nodes: Vec<String>,
+        #[serde(flatten)]
+        window: Window,
+    },
+    /// The agent on `node` ends by itself between the moment and the window's opening.
+    Ends {
+        node: String,
         #[serde(flatten)]
         window: Window,
     },
@@ -494,6 +759,9 @@ impl Requirement {
             Self::DnsLists { window, .. }
             | Self::DnsLacks { window, .. }
             | Self::CheckIs { window, .. }
+            | Self::MemberIs { window, .. }
+            | Self::NeverFailed { window, .. }
+            | Self::Ends { window, .. }
             | Self::ReadsGoOn { window, .. }
             | Self::WritesResume { window }
             | Self::Refused { window, .. } => window,
@@ -504,15 +772,38 @@ impl Requirement {
             Self::DnsLists { service, .. } | Self::DnsLacks { service, .. } | Self::ReadsGoOn { service, .. } => {
                 Some(service)
             }
-            Self::CheckIs { .. } | Self::WritesResume { .. } | Self::Refused { .. } => None,
+            Self::CheckIs { .. }
+            | Self::MemberIs { .. }
+            | Self::NeverFailed { .. }
+            | Self::Ends { .. }
+            | Self::WritesResume { .. }
+            | Self::Refused { .. } => None,
         }
     }
-    fn node(&self) -> Option<&String> {
+    /// Whom it is about: one, or those of a list of roles.
+    pub fn nodes(&self) -> &[String] {
         match self {
-            Self::DnsLists { node, .. } | Self::DnsLacks { node, .. } | Self::CheckIs { node, .. } => Some(node),
-            Self::ReadsGoOn { .. } | Self::WritesResume { .. } | Self::Refused { .. } => None,
+            Self::DnsLists { node, .. }
+            | Self::DnsLacks { node, .. }
+            | Self::CheckIs { node, .. }
+            | Self::MemberIs { node, .. }
+            | Self::Ends { node, .. } => std::slice::from_ref(node),
+            Self::NeverFailed { nodes, .. } => nodes,
+            Self::ReadsGoOn { .. } | Self::WritesResume { .. } | Self::Refused { .. } => &[],
         }
     }
+}
+
+/// The number of a member's status in `/v1/agent/members`, as Serf numbers them.
+pub fn member_status(name: &str) -> Option<u8> {
+    let all = [
+        MemberStatus::Alive,
+        MemberStatus::Leaving,
+        MemberStatus::Left,
+        MemberStatus::Failed,
+    ];
+    let found = all.into_iter().find(|status| status.as_str() == name);
+    found.map(MemberStatus::as_number)
 }
 
 /// Roles that are resolved when they are needed. `serverN`, `clientN` and faults' names come beside them.
@@ -528,17 +819,28 @@ pub const ROLES: &[&str] = &[
 
 /// What `expect.cover` may name: counted by the runner and the workloads.
 pub const MARKS: &[&str] = &[
+    "agent.ended",
     "agent.restarted",
     "dns.answered",
     "dns.empty",
     "dns.unanswered",
     "fault.check_fails",
+    "fault.clock",
+    "fault.disk",
     "fault.isolate",
     "fault.kill",
     "fault.loss",
     "fault.one_way_cut",
     "fault.partition",
+    "fault.pause",
+    "fault.readdress",
+    "fault.reconfigure",
     "fault.restart",
+    "fault.wipe",
+    "gossip.conflict",
+    "gossip.failed",
+    "gossip.refuted",
+    "gossip.suspected",
     "kv.consistent_read_ok",
     "kv.default_read_ok",
     "kv.read_refused",
@@ -597,15 +899,7 @@ impl Scenario {
                     "`fault.name`: {name:?} is taken"
                 );
             }
-            if let Fault::Kill {
-                every_ms: Some(every_ms),
-                until_ms,
-                ..
-            } = fault
-            {
-                ensure!(until_ms.is_some(), "`fault.every_ms` needs `until_ms`");
-                ensure!(every_ms.low > 0, "`fault.every_ms` is not 0");
-            }
+            fault.check()?;
             if let Fault::CheckFails { service, .. } = fault {
                 let service = self.service(service)?;
                 ensure!(
@@ -654,8 +948,14 @@ impl Scenario {
                 );
                 ensure!(!operations.is_empty(), "`require.operations` names none");
             }
+            if let Requirement::MemberIs { status, .. } = requirement {
+                ensure!(
+                    member_status(status).is_some(),
+                    "`require.status`: {status:?} is no status of a member: alive, leaving, left, failed"
+                );
+            }
             let window = requirement.window();
-            for role in window.at.iter().chain(requirement.node()) {
+            for role in window.at.iter().chain(requirement.nodes()) {
                 self.check_role(role, &names)?;
             }
             for moment in [&window.after, &window.until] {
@@ -775,12 +1075,96 @@ mod tests {
         check_refused("service = \"web\"", "service = \"wob\"", "wob");
     }
 
+    #[track_caller]
+    fn check_fault(fault: &str, reason: Option<&str>) {
+        let text = format!("{GOOD}\n[[fault]]\nat_ms = 100\n{fault}");
+        match (Scenario::parse("f.toml", &text), reason) {
+            (Ok(_), None) => {}
+            (Err(err), Some(reason)) => {
+                let text = format!("{err:#}");
+                assert!(text.contains("f.toml") && text.contains(reason), "{text}");
+            }
+            (Ok(_), Some(_)) => panic!("it must be refused: {fault}"),
+            (Err(err), None) => panic!("{fault}: {err:#}"),
+        }
+    }
+
+    #[test]
+    fn every_kind_of_fault_is_read() {
+        for fault in [
+            "kind = \"restart\"\nnodes = [\"servers\"]\nevery_ms = 5\nuntil_ms = 50\nin_turn = true",
+            "kind = \"reconfigure\"\nnodes = [\"client1\"]\nuntil_ms = 5\nconfig = { node_name = \"server1\" }",
+            "kind = \"readdress\"\nnodes = [\"server1\", \"server2\"]\ndown_ms = 5\nswap = true",
+            "kind = \"wipe\"\nnodes = [\"any_server\"]\ndown_ms = \"1..=2\"",
+            "kind = \"pause\"\nnodes = [\"leader\"]\nfor_ms = 5\nevery_ms = 6\nuntil_ms = 50",
+            "kind = \"disk\"\nnodes = [\"leader\"]\nuntil_ms = 5\nsync_error_ratio = 1\nmay_end = true",
+            "kind = \"disk\"\nnodes = [\"leader\"]\nuntil_ms = 5\nfull = true",
+            "kind = \"disk\"\nnodes = [\"leader\"]\nuntil_ms = 5\nslow_factor = \"1..=9\"",
+            "kind = \"clock\"\nnodes = [\"agents\"]\nuntil_ms = 5\nwall_offset_ms = \"-5..=5\"\ndrift_ppm = -7",
+            "kind = \"loss\"\nuntil_ms = 5\nduplicate_ratio = 0.5",
+        ] {
+            check_fault(fault, None);
+        }
+    }
+
+    #[test]
+    fn a_fault_that_means_nothing_is_refused_with_the_reason() {
+        let restart = "kind = \"restart\"\nnodes = [\"servers\"]\n";
+        check_fault(&format!("{restart}every_ms = 5"), Some("need each other"));
+        check_fault(&format!("{restart}until_ms = 5"), Some("need each other"));
+        check_fault(&format!("{restart}every_ms = 0\nuntil_ms = 5"), Some("not 0"));
+        check_fault(&format!("{restart}in_turn = true"), Some("`every_ms`"));
+        let reconfigure = "kind = \"reconfigure\"\nnodes = [\"client1\"]\n";
+        check_fault(&format!("{reconfigure}config = {{}}"), Some("changes nothing"));
+        check_fault(reconfigure, Some("config"));
+        let readdress = "kind = \"readdress\"\nnodes = [\"server1\"]\n";
+        check_fault(readdress, Some("down_ms"));
+        check_fault(&format!("{readdress}down_ms = 1\nswap = true"), Some("two nodes"));
+        check_fault("kind = \"wipe\"\nnodes = [\"servr1\"]\ndown_ms = 1", Some("servr1"));
+        let pause = "kind = \"pause\"\nnodes = [\"server1\"]\n";
+        check_fault(&format!("{pause}for_ms = 0"), Some("`fault.for_ms`"));
+        check_fault(
+            &format!("{pause}for_ms = 5\nevery_ms = 5\nuntil_ms = 9"),
+            Some("longer than"),
+        );
+        let disk = "kind = \"disk\"\nnodes = [\"server1\"]\nuntil_ms = 5\n";
+        check_fault(disk, Some("nothing is wrong"));
+        check_fault(&format!("{disk}read_error_ratio = 1.5"), Some("0..=1"));
+        check_fault(&format!("{disk}slow_factor = 0"), Some("slow_factor"));
+        check_fault(&format!("{disk}slow_factor = \"2..=5000\""), Some("slow_factor"));
+        check_fault(&format!("{disk}fuller = true"), Some("fuller"));
+        let clock = "kind = \"clock\"\nnodes = [\"server1\"]\nuntil_ms = 5\n";
+        check_fault(clock, Some("`wall_offset_ms` or `drift_ppm`"));
+        check_fault(&format!("{clock}wall_offset_ms = -999_999_999_999"), Some("either way"));
+        check_fault(&format!("{clock}wall_offset_ms = \"5..=-5\""), Some("5..=-5"));
+        check_fault(&format!("{clock}drift_ppm = 1_000_000"), Some("`fault.drift_ppm`"));
+        check_fault("kind = \"loss\"\nuntil_ms = 5", Some("loss needs"));
+    }
+
+    #[test]
+    fn a_requirement_that_means_nothing_is_refused_with_the_reason() {
+        let with = |requirement: &str| {
+            let text = format!("{GOOD}\n[[require]]\n{requirement}");
+            Scenario::parse("f.toml", &text).map_err(|err| format!("{err:#}"))
+        };
+        assert!(with("kind = \"member_is\"\nnode = \"client1\"\nstatus = \"alive\"").is_ok());
+        assert!(with("kind = \"never_failed\"").is_ok());
+        assert!(with("kind = \"ends\"\nnode = \"killed\"\nafter = \"killed\"").is_ok());
+        let refused = with("kind = \"member_is\"\nnode = \"client1\"\nstatus = \"dead\"").unwrap_err();
+        assert!(refused.contains("\"dead\" is no status"), "{refused}");
+        let refused = with("kind = \"never_failed\"\nnodes = [\"clint1\"]").unwrap_err();
+        assert!(refused.contains("clint1"), "{refused}");
+    }
+
     #[test]
     fn draws_cover_their_range_and_nothing_else() {
         let mut rng = Rng::from_seed([1; 32]);
         let drawn: BTreeSet<u64> = (0..200).map(|_| Whole { low: 3, high: 5 }.draw(&mut rng)).collect();
         assert_eq!(drawn, BTreeSet::from([3, 4, 5]));
         assert_eq!(Whole::fixed(9).draw(&mut rng), 9);
+        let signed = Signed { low: -1, high: 1 };
+        let drawn: BTreeSet<i64> = (0..200).map(|_| signed.draw(&mut rng)).collect();
+        assert_eq!(drawn, BTreeSet::from([-1, 0, 1]));
         let ratio = Ratio { low: 0.25, high: 0.5 };
         assert!((0..200).all(|_| (0.25..=0.5).contains(&ratio.draw(&mut rng))));
     }

@@ -26,6 +26,14 @@ pub struct Broken {
     pub what: String,
 }
 
+/// Somebody declared a member failed.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub at: Duration,
+    pub by: String,
+    pub member: String,
+}
+
 #[derive(Default)]
 pub struct State {
     /// Those that run, from the end of their start until their kill.
@@ -40,6 +48,15 @@ pub struct State {
     pub logs: Logs,
     /// Agents that were told to stop: their end is no fault of theirs.
     stopping: BTreeSet<String>,
+    /// Nodes with a fault now that their agent may end of, and how many such.
+    ailing: BTreeMap<String, u64>,
+    /// Nodes that had such a fault, and their boot when it was over.
+    ailed: BTreeMap<String, u64>,
+    /// Agents that ended by themselves and were not started again yet.
+    ended: BTreeSet<String>,
+    /// All that ever ended so.
+    endings: Vec<(Duration, String)>,
+    failures: Vec<Failure>,
     /// (node, service) whose check has to fail.
     pub failing: BTreeSet<(String, String)>,
 }
@@ -133,8 +150,95 @@ impl Story {
     pub fn tell_to_stop(&self, node: &str) {
         self.state().stopping.insert(node.to_owned());
     }
-    pub fn is_stopping(&self, node: &str) -> bool {
-        self.state().stopping.contains(node)
+    /// The agent did not start, or ran and does no more.
+    pub fn agent_ended(&self, node: &str, what: &str) {
+        let (boot, now) = (self.world.boot(node), self.world.elapsed());
+        let is_allowed = {
+            let mut state = self.state();
+            if state.stopping.contains(node) {
+                return;
+            }
+            let is_allowed = state.ailing.contains_key(node) || state.ailed.get(node) == Some(&boot);
+            state.ended.insert(node.to_owned());
+            state.endings.push((now, node.to_owned()));
+            is_allowed
+        };
+        tracing::info!(node, what, "an agent is gone");
+        self.count("agent.ended");
+        if !is_allowed {
+            self.breaks(format!("{node} {what}"));
+        }
+    }
+    /// From now on the node's agent may end by itself.
+    pub fn begin_ailing(&self, node: &str) {
+        *self.state().ailing.entry(node.to_owned()).or_default() += 1;
+    }
+    /// What it ended of, or still will in this boot, is over.
+    pub fn end_ailing(&self, node: &str) {
+        let boot = self.world.boot(node);
+        let mut state = self.state();
+        state.ailed.insert(node.to_owned(), boot);
+        if let Some(count) = state.ailing.get_mut(node) {
+            *count -= 1;
+            if *count == 0 {
+                state.ailing.remove(node);
+            }
+        }
+    }
+    /// When an agent ended by itself.
+    pub fn endings_of(&self, node: &str) -> Vec<Duration> {
+        let state = self.state();
+        let endings = state.endings.iter().filter(|(_, ended)| ended == node);
+        endings.map(|(at, _)| *at).collect()
+    }
+    /// Boots the machines whose agent ended of something that is over.
+    pub fn start_those_that_ended(&self) {
+        let recovered: Vec<String> = {
+            let state = self.state();
+            let ended = state.ended.iter().filter(|node| !state.ailing.contains_key(*node));
+            ended.cloned().collect()
+        };
+        for node in recovered {
+            if self.world.is_running(&node) {
+                self.boot(&node);
+            } else {
+                // It was killed since: who did that boots it.
+                self.state().ended.remove(&node);
+            }
+        }
+    }
+    pub fn boot(&self, node: &str) {
+        self.count("agent.restarted");
+        self.state().ended.remove(node);
+        self.world.restart(node);
+    }
+
+    // Gossip
+
+    /// What an agent tells of a pool: the pool, a word, and whom it is about.
+    pub fn hear_gossip(&self, node: &str, payload: &[u8]) {
+        let text = String::from_utf8_lossy(payload);
+        let mut words = text.split(' ').skip(1);
+        let mark = match words.next() {
+            Some("failed") => "gossip.failed",
+            Some("suspected") => "gossip.suspected",
+            Some("refuted") => "gossip.refuted",
+            Some("conflict") => "gossip.conflict",
+            _ => return,
+        };
+        self.count(mark);
+        if mark == "gossip.failed" {
+            let failure = Failure {
+                at: self.world.elapsed(),
+                by: node.to_owned(),
+                member: words.nth(1).unwrap_or_default().to_owned(),
+            };
+            self.state().failures.push(failure);
+        }
+    }
+    /// Who was declared failed since the `skip`th time.
+    pub fn failures(&self, skip: usize) -> Vec<Failure> {
+        self.state().failures.iter().skip(skip).cloned().collect()
     }
     pub fn status(&self, server: &str) -> Option<ReplicaStatus> {
         self.agent(server)?.replica().map(|replica| replica.status())

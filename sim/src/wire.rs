@@ -34,6 +34,20 @@ pub enum Sabotage {
     KillsDoNothing,
     /// From the moment it is cut off, a leader's clock runs at a tenth of its speed.
     LeaderClockSlows,
+    /// A disk whose syncs a scenario lets fail says that they succeed, and keeps nothing.
+    HiddenSyncErrors,
+    /// Whom a scenario pauses goes on only when the faults end.
+    PausesLast,
+    /// Cuts stay, even when the faults end.
+    CutsNeverHeal,
+    /// Who is cut off from one is cut off from all.
+    OneWayCutsIsolate,
+    /// Who is told to restart finds an empty disk.
+    RestartsLoseDisks,
+    /// Before a node takes another's name, that one dies.
+    NameHolderGone,
+    /// A cache on the way repeats the list of nodes that the cluster was formed with for ever.
+    NodesRepeatOldAnswers,
 }
 
 impl FromStr for Sabotage {
@@ -46,9 +60,17 @@ impl FromStr for Sabotage {
             "dns-repeats-old-answers" => Self::DnsRepeatsOldAnswers,
             "kills-do-nothing" => Self::KillsDoNothing,
             "leader-clock-slows" => Self::LeaderClockSlows,
+            "hidden-sync-errors" => Self::HiddenSyncErrors,
+            "pauses-last" => Self::PausesLast,
+            "cuts-never-heal" => Self::CutsNeverHeal,
+            "one-way-cuts-isolate" => Self::OneWayCutsIsolate,
+            "restarts-lose-disks" => Self::RestartsLoseDisks,
+            "name-holder-gone" => Self::NameHolderGone,
+            "nodes-repeat-old-answers" => Self::NodesRepeatOldAnswers,
             _ => bail!(
                 "--sabotage {name}: not one of lying-syncs, consistent-as-stale, stale-as-consistent, \
-                 dns-repeats-old-answers, kills-do-nothing, leader-clock-slows"
+                 dns-repeats-old-answers, kills-do-nothing, leader-clock-slows, hidden-sync-errors, pauses-last, \
+                 cuts-never-heal, one-way-cuts-isolate, restarts-lose-disks, name-holder-gone, nodes-repeat-old-answers"
             ),
         })
     }
@@ -80,6 +102,7 @@ pub struct Wire {
     client: Client,
     sabotage: Option<Sabotage>,
     old_answers: Arc<Mutex<OldAnswers>>,
+    old_nodes: Arc<Mutex<serde_json::Value>>,
 }
 
 impl Wire {
@@ -89,6 +112,7 @@ impl Wire {
             client: Client::new(rt, Duration::from_secs(3)),
             sabotage,
             old_answers: Arc::default(),
+            old_nodes: Arc::default(),
         }
     }
     pub fn with_timeout(&self, timeout: Duration) -> Self {
@@ -125,8 +149,19 @@ impl Wire {
     /// JSON of a GET; an error for any other status than 200.
     pub async fn json(&self, agent: &str, path: &str) -> Result<serde_json::Value, Failure> {
         let answer = self.get(agent, path).await?;
-        match serde_json::from_slice(&answer.body) {
-            Ok(value) if answer.status == 200 => Ok(value),
+        match serde_json::from_slice::<serde_json::Value>(&answer.body) {
+            Ok(value) if answer.status == 200 => {
+                if self.sabotage == Some(Sabotage::NodesRepeatOldAnswers) && path.starts_with("/v1/catalog/nodes") {
+                    // What the cluster was formed with, at whatever agent it is asked for.
+                    let mut old = self.old_nodes.lock().unwrap_or_else(PoisonError::into_inner);
+                    if self.story.moment("start").is_none() {
+                        *old = value.clone();
+                        return Ok(value);
+                    }
+                    return Ok(old.clone());
+                }
+                Ok(value)
+            }
             _ => Err(Failure::Unanswered(format!(
                 "{path} at {agent}: {} {}",
                 answer.status,

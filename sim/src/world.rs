@@ -59,6 +59,8 @@ pub(crate) struct Machine {
     node: NodeId,
     boot: u64,
     running: bool,
+    paused: bool,
+    pauses: u64,
     program: Option<Program>,
     pub clock: NodeClock,
     disk: DiskState,
@@ -283,6 +285,8 @@ impl World {
                 node,
                 boot: 1,
                 running: true,
+                paused: false,
+                pauses: 0,
                 program: None,
                 clock: NodeClock::default(),
                 disk: DiskState::new(rng),
@@ -323,6 +327,8 @@ impl World {
     /// Ends all programs of the machine at once. With power loss, what its disk had not synced is lost, kept or torn, and
     /// its peers hear nothing; without, its kernel keeps the cache and closes the connections.
     pub fn kill(&self, node: &str, power_loss: bool) {
+        // Its tasks are dropped one after the other, as those of any other killed machine.
+        self.resume(node);
         let id = self.id(node);
         let killed = self.with(|state| {
             let State {
@@ -369,12 +375,36 @@ impl World {
     }
     /// Stops all tasks of the machine, its clock and network going on: a long collection, a stopped virtual machine.
     pub fn pause(&self, node: &str) {
-        let node = self.on(node, |machine| machine.node);
+        let id = self.id(node);
+        let node = self.with(|state| {
+            state.timeline.note(id.0, "pause", &[]);
+            let machine = state.machine(id);
+            machine.paused = true;
+            machine.pauses += 1;
+            machine.node
+        });
         self.shared.handle.pause(node);
     }
     pub fn resume(&self, node: &str) {
-        let node = self.on(node, |machine| machine.node);
-        self.shared.handle.resume(node);
+        let id = self.id(node);
+        let node = self.with(|state| {
+            let machine = &mut state.machines[id.0];
+            let was_paused = std::mem::replace(&mut machine.paused, false);
+            if was_paused {
+                state.timeline.note(id.0, "resume", &[]);
+            }
+            was_paused.then_some(machine.node)
+        });
+        if let Some(node) = node {
+            self.shared.handle.resume(node);
+        }
+    }
+    pub fn is_paused(&self, node: &str) -> bool {
+        self.on(node, |machine| machine.paused)
+    }
+    /// How often the machine was booted, and how often paused: who sees the same twice saw it run in between.
+    pub fn interruptions(&self, node: &str) -> (u64, u64) {
+        self.on(node, |machine| (machine.boot, machine.pauses))
     }
     pub fn signal(&self, node: &str, signal: Signal) {
         let id = self.id(node);
@@ -407,6 +437,9 @@ impl World {
             let now = state.timeline.now();
             state.machine(id).clock.set_drift_ppm(now, drift_ppm);
         });
+    }
+    pub fn drift_ppm(&self, node: &str) -> i32 {
+        self.on(node, |machine| machine.clock.drift_ppm())
     }
     /// How far the machine's wall clock is from the world's.
     pub fn set_wall_offset_nanos(&self, node: &str, wall_offset_nanos: i64) {
@@ -530,6 +563,10 @@ impl World {
         let id = id.with_context(|| format!("trace {node}: no such node"))?;
         self.with(|state| state.timeline.trace(id.0));
         Ok(())
+    }
+    /// Writes every event of every node to standard output, for a comparison with another run of the seed.
+    pub fn tell_all(&self) {
+        self.with(|state| state.timeline.tell_all());
     }
     pub(crate) fn addresses_of(&self, name: &str) -> Option<IpAddr> {
         self.with(|state| state.by_name.get(name).map(|id| state.net.ip(id.0)))

@@ -102,6 +102,58 @@ fn reads_that_need_a_leader_are_noticed() {
 }
 
 #[test]
+fn a_server_that_goes_on_after_a_failed_sync_is_noticed() {
+    check(
+        "raft/a_failed_sync_ends_the_server.toml",
+        "hidden-sync-errors",
+        "ends failing",
+    );
+}
+
+#[test]
+fn a_leader_that_answers_old_values_after_a_pause_is_noticed() {
+    check(
+        "raft/paused_leader_answers_nothing_old.toml",
+        "consistent-as-stale",
+        "linearizable",
+    );
+}
+
+#[test]
+fn a_slow_member_that_is_declared_dead_is_noticed() {
+    check("swim/slow_member_is_not_failed.toml", "pauses-last", "require[");
+}
+
+#[test]
+fn a_member_that_one_alone_declares_dead_is_noticed() {
+    check("swim/one_way_cut.toml", "one-way-cuts-isolate", "never_failed");
+}
+
+#[test]
+fn a_pool_that_stays_split_is_noticed() {
+    check("swim/split_in_two_and_heal.toml", "cuts-never-heal", "member_is");
+}
+
+#[test]
+fn a_node_that_stays_at_its_old_address_in_the_catalog_is_noticed() {
+    check(
+        "swim/new_address_same_name.toml",
+        "nodes-repeat-old-answers",
+        "the catalog has",
+    );
+}
+
+#[test]
+fn a_name_that_goes_to_who_claims_it_last_is_noticed() {
+    check("swim/two_nodes_one_name.toml", "name-holder-gone", "require[");
+}
+
+#[test]
+fn servers_that_forget_everything_in_a_restart_are_noticed() {
+    check("agent/rolling_restart.toml", "restarts-lose-disks", "never_failed");
+}
+
+#[test]
 fn dns_that_answers_with_a_critical_instance_is_noticed() {
     check(
         "checks/check_fails_and_recovers.toml",

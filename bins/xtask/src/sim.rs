@@ -6,17 +6,22 @@
 use crate::command::{self, root};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::VecDeque;
+use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 pub const HELP: &str = "\
-cargo xtask sim [FILE...] [--seed N] [--seeds A..B] [--twice] [--tier T] [--until MS] [--trace NODE] [--jobs N]
+cargo xtask sim [FILE...] [--seed N] [--seeds A..B] [--minutes M] [--twice] [--tier T] [--until MS] [--trace NODE] [--jobs N]
+cargo xtask sim diverge FILE --seed N
 
 Runs scenarios (all of tier fast without FILE), each with the seeds its file asks for: 1..=sweep and those pinned.
+`diverge` runs one seed in two processes and shows the first event in which they differ.
 
   --seed N       this seed only; its whole output is shown
   --seeds A..B   these seeds, B left out
+  --minutes M    begin no run after M minutes; seeds go up without end from 1, or from A of --seeds
   --twice        each seed in two processes, whose digests must be equal
   --tier T       without FILE: fast, slow, soak or all
   --until MS     stop after MS milliseconds of virtual time
@@ -27,6 +32,8 @@ Runs scenarios (all of tier fast without FILE), each with the seeds its file ask
 const TIERS: &[&str] = &["fast", "slow", "soak"];
 /// Lines of a failed run that are shown; the replay line brings back the rest.
 const FAILURE_LINES_MAX: usize = 60;
+/// Events that two runs have in common, shown before the one in which they differ.
+const COMMON_EVENTS_MAX: usize = 12;
 
 /// What the task needs to know of a scenario file; the simulator itself knows the rest.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,6 +90,7 @@ pub fn read_scenario(text: &str) -> Result<Scenario> {
 struct Options {
     files: Vec<PathBuf>,
     seeds: Option<Vec<u64>>,
+    minutes: Option<u64>,
     is_single: bool,
     is_twice: bool,
     tier: Option<String>,
@@ -121,6 +129,10 @@ fn parse(arguments: &[&str]) -> Result<Options> {
                 ensure!(!seeds.is_empty(), "--seeds {range} is empty");
                 options.seeds = Some(seeds);
             }
+            "--minutes" => {
+                let minutes = value()?;
+                options.minutes = Some(minutes.parse().with_context(|| format!("--minutes {minutes}"))?);
+            }
             "--twice" => options.is_twice = true,
             "--tier" => {
                 let tier = value()?;
@@ -149,24 +161,31 @@ fn parse(arguments: &[&str]) -> Result<Options> {
 }
 
 /// One seed of one scenario.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Run {
     file: PathBuf,
     seed: u64,
 }
 
 pub fn run(arguments: &[&str]) -> Result<()> {
+    if let ["diverge", arguments @ ..] = arguments {
+        return diverge(&parse(arguments)?);
+    }
     let options = parse(arguments)?;
     let runs = choose_runs(&options)?;
     let binary = build()?;
-    let count = runs.len();
-    let waiting = Mutex::new(VecDeque::from(runs));
+    let waiting = Mutex::new((runs_in_time(runs, &options), 0_usize));
     let failures = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..options.jobs {
             scope.spawn(|| {
                 loop {
-                    let next = waiting.lock().expect("no worker panics").pop_front();
+                    let next = {
+                        let mut waiting = waiting.lock().expect("no worker panics");
+                        let next = waiting.0.next();
+                        waiting.1 += usize::from(next.is_some());
+                        next
+                    };
                     let Some(run) = next else { return };
                     if let Err(error) = run_one(&binary, &run, &options) {
                         println!("{error:#}");
@@ -176,6 +195,7 @@ pub fn run(arguments: &[&str]) -> Result<()> {
             });
         }
     });
+    let (_, count) = waiting.into_inner().expect("no worker panics");
     let mut failures = failures.into_inner().expect("no worker panics");
     failures.sort();
     let times = if options.is_twice {
@@ -215,6 +235,95 @@ fn choose_runs(options: &Options) -> Result<Vec<Run>> {
     }
     ensure!(!runs.is_empty(), "there is no scenario of tier {tier}");
     Ok(runs)
+}
+
+/// The runs that were chosen; with a time limit, each of their files with one seed more, round after round.
+fn runs_in_time(runs: Vec<Run>, options: &Options) -> Box<dyn Iterator<Item = Run> + Send> {
+    let Some(minutes) = options.minutes else {
+        return Box::new(runs.into_iter());
+    };
+    let ends_at = Instant::now() + Duration::from_secs(minutes * 60);
+    let first = options.seeds.as_ref().and_then(|seeds| seeds.first().copied());
+    let mut files: Vec<PathBuf> = runs.into_iter().map(|run| run.file).collect();
+    files.dedup();
+    let seeds = first.unwrap_or(1)..;
+    let runs = seeds.flat_map(move |seed| files.clone().into_iter().map(move |file| Run { file, seed }));
+    Box::new(runs.take_while(move |_| Instant::now() < ends_at))
+}
+
+/// What two runs of one seed told.
+#[derive(Debug, PartialEq, Eq)]
+enum Compared {
+    /// So many lines, all of them equal.
+    Equal(usize),
+    /// What came before, and what each told then, if anything.
+    Differ {
+        common: VecDeque<String>,
+        told: [Option<String>; 2],
+    },
+}
+
+fn compare(
+    left: impl Iterator<Item = io::Result<String>>,
+    right: impl Iterator<Item = io::Result<String>>,
+) -> Result<Compared> {
+    let (mut left, mut right) = (left.fuse(), right.fuse());
+    let mut common = VecDeque::new();
+    for count in 0.. {
+        let told = [left.next().transpose()?, right.next().transpose()?];
+        match told {
+            [None, None] => return Ok(Compared::Equal(count)),
+            [Some(left), Some(right)] if left == right => {
+                if common.len() == COMMON_EVENTS_MAX {
+                    common.pop_front();
+                }
+                common.push_back(left);
+            }
+            told => return Ok(Compared::Differ { common, told }),
+        }
+    }
+    unreachable!("a run tells less than usize::MAX lines")
+}
+
+fn diverge(options: &Options) -> Result<()> {
+    let ([file], Some([seed])) = (options.files.as_slice(), options.seeds.as_deref()) else {
+        bail!("sim diverge needs one FILE and one --seed N\n\n{HELP}");
+    };
+    let binary = build()?;
+    let start = || {
+        let mut command = Command::new(&binary);
+        command
+            .arg(file)
+            .args(["--seed", &seed.to_string(), "--events"])
+            .args(&options.passed_on);
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().with_context(|| format!("start {}", binary.display()))
+    };
+    let mut children = [start()?, start()?];
+    let [left, right] = children
+        .each_mut()
+        .map(|child| BufReader::new(child.stdout.take().expect("it was piped")).lines());
+    let compared = compare(left, right);
+    for child in &mut children {
+        // One that has ended already is no failure.
+        let _ = child.kill();
+        child.wait()?;
+    }
+    match compared? {
+        Compared::Equal(count) => {
+            println!("sim: two runs of seed {seed} told the same {count} lines");
+            Ok(())
+        }
+        Compared::Differ { common, told } => {
+            for line in &common {
+                println!("  {line}");
+            }
+            for (sign, line) in ["-", "+"].into_iter().zip(&told) {
+                println!("{sign} {}", line.as_deref().unwrap_or("(nothing more)"));
+            }
+            bail!("two runs of seed {seed} of {} differ", shown(file))
+        }
+    }
 }
 
 /// Builds the simulator with its cfg, apart from everything else: the cfg replaces libc's time and entropy functions.
@@ -355,6 +464,38 @@ mod tests {
                 .contains("is empty")
         );
         assert!(parse(&["--bogus"]).unwrap_err().to_string().contains("--bogus"));
+    }
+
+    #[test]
+    fn the_first_difference_of_two_runs_is_found_with_what_came_before() {
+        let lines = |text: &str| text.split(' ').map(|line| Ok(line.to_owned())).collect::<Vec<_>>();
+        let compare = |left: &str, right: &str| compare(lines(left).into_iter(), lines(right).into_iter()).unwrap();
+        assert_eq!(compare("a b c", "a b c"), Compared::Equal(3));
+        let differ = |common: &[&str], told: [Option<&str>; 2]| Compared::Differ {
+            common: common.iter().map(|line| (*line).to_owned()).collect(),
+            told: told.map(|line| line.map(str::to_owned)),
+        };
+        assert_eq!(
+            compare("a b c d", "a b x d"),
+            differ(&["a", "b"], [Some("c"), Some("x")])
+        );
+        assert_eq!(compare("a b", "a"), differ(&["a"], [Some("b"), None]));
+    }
+
+    #[test]
+    fn with_a_time_limit_seeds_go_up_round_after_round() {
+        let run = |file: &str, seed: u64| Run {
+            file: PathBuf::from(file),
+            seed,
+        };
+        let chosen = vec![run("a", 1), run("a", 2), run("b", 1)];
+        let options = parse(&["--minutes", "5", "--seeds", "7..8"]).unwrap();
+        let runs: Vec<_> = runs_in_time(chosen.clone(), &options).take(4).collect();
+        assert_eq!(runs, [run("a", 7), run("b", 7), run("a", 8), run("b", 8)]);
+        let options = parse(&["--minutes", "0"]).unwrap();
+        assert_eq!(runs_in_time(chosen.clone(), &options).count(), 0);
+        let options = parse(&[]).unwrap();
+        assert_eq!(runs_in_time(chosen, &options).count(), 3);
     }
 
     #[test]
