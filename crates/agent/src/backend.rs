@@ -3,6 +3,7 @@
 use crate::API_VERSION;
 use crate::config::HostPort;
 use crate::config::definition::{DefinitionError, prepare_check, prepare_service};
+use crate::coordinates;
 use crate::events::EventLog;
 use crate::local::EditError;
 use crate::node::{Agent, Inner};
@@ -284,26 +285,9 @@ impl<R: RaftRt> Backend for AgentBackend<R> {
     async fn update_coordinate(&self, coordinate: NodeCoordinate) -> Result<(), BackendError> {
         self.router.update_coordinate(coordinate).await.map_err(backend_error)
     }
-    /// There is one datacenter as long as there is no WAN pool; its servers are where the LAN pool says.
+    /// A client, which has no WAN pool, tells of its own datacenter's servers as its LAN pool sees them.
     fn datacenter_coordinates(&self) -> Vec<DatacenterCoordinates> {
-        let me = self.gossip.local_member().id;
-        let members = self.gossip.members();
-        let servers = members.iter().filter(|member| member.is_server());
-        let servers = servers.filter_map(|server| {
-            let coordinate = if server.id == me {
-                self.gossip.coordinate()
-            } else {
-                self.gossip.coordinate_of(server.id)
-            };
-            Some(NodeCoordinate {
-                node: server.name.clone(),
-                coordinate: coordinate?,
-            })
-        });
-        vec![DatacenterCoordinates {
-            datacenter: self.datacenter.to_string(),
-            servers: servers.collect(),
-        }]
+        coordinates::by_datacenter(self.wan.as_ref().unwrap_or(&self.gossip), &self.datacenter)
     }
 
     fn services(&self) -> Vec<Arc<Service>> {

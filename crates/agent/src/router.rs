@@ -8,7 +8,7 @@
 
 use crate::sessions::SessionTimers;
 use crate::{keyring, wan};
-use crate::coordinates::Pending;
+use crate::coordinates::{self, Pending};
 use quorate_gossip::Gossip;
 use quorate_replica::{CallFailure, RaftRt, ReadError, Replica, RpcClient, WriteError};
 use quorate_rt::Rng;
@@ -307,7 +307,7 @@ impl<R: RaftRt> Router<R> {
         }
     }
 
-    /// The server's own comes first. Needs no leader.
+    /// The server's own comes first, then the nearest. Needs no leader.
     pub async fn datacenters(&self) -> Result<Vec<String>, CallError> {
         match &self.role {
             Role::Server(_) => Ok(self.datacenters_here()),
@@ -324,7 +324,13 @@ impl<R: RaftRt> Router<R> {
 
     fn datacenters_here(&self) -> Vec<String> {
         let wan = self.members.pools.get().and_then(|(_, wan)| wan.as_ref());
-        wan::datacenters(&wan.map(Gossip::members).unwrap_or_default(), &self.datacenter)
+        match wan {
+            Some(wan) => {
+                let datacenters = coordinates::by_datacenter(wan, &self.datacenter).into_iter();
+                datacenters.map(|datacenter| datacenter.datacenter).collect()
+            }
+            None => wan::datacenters(&[], &self.datacenter),
+        }
     }
 
     async fn keyring_here(&self, operation: KeyringOperation, local_only: bool) -> Vec<KeyringPool> {

@@ -63,6 +63,7 @@ fn timing(config: &Config) -> Timing {
         retransmit_mult: gossip.retransmit_mult,
         suspicion_mult: gossip.suspicion_mult,
         reconnect_timeout: gossip.reconnect_timeout,
+        coordinates: !config.disable_coordinates,
         ..Timing::wan()
     }
 }
