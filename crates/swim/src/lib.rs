@@ -19,10 +19,29 @@
 //! 4. Answer peers' streams with `handle_push_pull` and `handle_stream_ping`.
 //!
 //! Invariants (`Swim::check`): a name has one holder; a member's incarnation never goes back while it is known;
-//! a suspicion belongs to a suspect; nothing grows without a bound, whatever peers send.
-//! Where memberlist differs: members are known by [`NodeId`](quorate_types::NodeId), not by name; a `dead` about a
-//! member held alive is taken as a suspicion, so that one cut-off member cannot have healthy ones declared dead.
+//! a suspicion belongs to a suspect; nothing grows without a bound, whatever peers send. What a member costs does not
+//! grow with the pool, but for about 100 bytes of memory for each other one.
+//!
+//! Where memberlist and Serf differ (each has a switch in [`Config`], or a reason why not):
+//! - Members are known by [`NodeId`](quorate_types::NodeId), not by name; names are unique among the live (`rules`).
+//! - Lifeguard's parts are on: `lha_probe`, `lha_suspicion`, `buddy`.
+//! - `weighs_accusers`: who is answered by nobody accuses nobody and ends no suspicion; a `dead` is believed of two
+//!   accusers, and never before the accused could answer; accusers whose victims refute at once lose their weight
+//!   (`doubt`).
+//! - `excuses_pauses`: time in which this member did not run counts against nobody.
+//! - `heals_at_contact`: the dead are knocked at, whoever pings hears what is thought of it, accusers are answered,
+//!   strangers are asked (`heal`).
+//! - `holds_flapping`: who fails again and again, or is suspected without end, is kept out for a while (`flap`).
+//! - Exchanges of state begin with a digest, tell what the other side does not know, and follow one another while they
+//!   bring news (`exchange`): the result is the same, for fewer bytes and a pool that forms in seconds.
+//! - A forgotten member is remembered for its incarnation, and hearsay of a member that nobody here ever met is forgotten
+//!   soon after its death, so that old packets do no lasting harm (`rules`).
+//! - Links that lose datagrams are looked at and named (`link`); they make nobody suspect.
+//! - Queued updates are bounded; memberlist's queue is not, Serf's drops the oldest.
+//!
 //! Not here: bytes (`wire::gossip`), sockets and tasks (`gossip`), user events.
+//! Tests: `tests/transcripts/*.txt` for the rules, `tests/pair.rs` for clusters, `tests/join.rs` for pools that form,
+//! `tests/nonsense.rs` for any input.
 
 mod awareness;
 mod broadcast;

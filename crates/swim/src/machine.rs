@@ -474,6 +474,8 @@ impl Swim {
     /// complete and quiet.
     pub fn learn(&mut self, now: Instant, members: &[crate::message::RemoteMember]) {
         self.advance(now);
+        let room = self.config.member_count_max.saturating_sub(self.table.len());
+        self.table.reserve(members.len().min(room));
         for remote in members {
             let (member, incarnation) = (&remote.member, remote.incarnation);
             let is_free = self.table.find(member.id).is_none() && self.table.holder(&member.name).is_none();

@@ -127,19 +127,20 @@ impl Swim {
 
     /// A ping came from here: the one who sent it is to hear what is thought of it, when it is not thought well of.
     pub(super) fn greet(&mut self, now: Instant, from: SocketAddr, messages: &mut Vec<Message>) {
-        let holders = self.table.holders(canonical(from));
-        let alive = holders
-            .iter()
-            .find(|seat| self.table.get(**seat).status() == Status::Alive);
-        if let Some(alive) = alive {
+        if let Some(alive) = self.table.alive_at(canonical(from)) {
             // It came from this one, not from those that failed here before it.
-            self.table.get_mut(*alive).is_met = true;
-            self.links.heard_from(self.table.get(*alive).id());
+            let record = self.table.get_mut(alive);
+            if !record.is_met {
+                record.is_met = true;
+            }
+            let id = record.id();
+            self.links.heard_from(id);
             return;
         }
         if !self.config.heals_at_contact {
             return;
         }
+        let holders = self.table.holders(canonical(from));
         if holders.is_empty() && canonical(from) != self.my_record().address() {
             return self.meet(now, from);
         }

@@ -1,7 +1,7 @@
 //! The table of members: who is known, under which id, name and address.
 //!
 //! A pool of N members costs each of them N records, so that what every record carries is kept small (`Record` is 40
-//! bytes, its indexes about 25 more), and every operation costs the same whatever N is. What only few members have
+//! bytes, its indexes about 35 more), and every operation costs the same whatever N is. What only few members have
 //! (a suspicion, an intent, the time of a death) is kept beside the table, by `machine`.
 //! In: records to put in, change, take out. Out: seats, by id, name or address; members drawn at random.
 //! Invariants (`check`): a name has one holder; each seat stands in exactly one list, the own in none; the digest is that
@@ -56,6 +56,14 @@ impl Record {
     }
 }
 
+/// A seat under an address. The tag is half of the address's hash: it saves a look at what the member says of itself,
+/// which is elsewhere in memory.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    seat: u32,
+    tag: u32,
+}
+
 #[derive(Debug)]
 pub(super) struct Table {
     slots: Vec<Option<Record>>,
@@ -65,7 +73,7 @@ pub(super) struct Table {
     ids: HashTable<u32>,
     names: HashTable<u32>,
     /// All but us; several that came one after the other may share an address.
-    addresses: HashTable<u32>,
+    addresses: HashTable<Place>,
     /// Live members but us, in the order in which they are probed.
     order: Vec<u32>,
     /// The next to be probed.
@@ -141,6 +149,9 @@ impl Table {
     fn hash_name(&self, name: &str) -> u64 {
         hash_name(self.key, name)
     }
+    fn tag_of(hash: u64) -> u32 {
+        (hash >> 16) as u32
+    }
     fn hash_address(&self, address: SocketAddr) -> u64 {
         hash_address(self.key, address)
     }
@@ -184,12 +195,20 @@ impl Table {
             .find(self.hash_name(name), |seat| self.get(Seat(*seat)).state.name == name);
         found.copied().map(Seat)
     }
+    /// The one at this address that is alive, if any: the first by seat.
+    pub(super) fn alive_at(&self, address: SocketAddr) -> Option<Seat> {
+        let hash = self.hash_address(address);
+        let places = self.addresses.iter_hash(hash).filter(|place| place.tag == tag_of(hash));
+        let seats = places.map(|place| Seat(place.seat));
+        // That another address has all of the hash is less likely than that memory fails.
+        seats.filter(|seat| self.get(*seat).status == Status::Alive).min()
+    }
     /// Those at this address, in no order that could matter: by seat.
     pub(super) fn holders(&self, address: SocketAddr) -> Vec<Seat> {
         let mut seats: Vec<Seat> = self
             .addresses
             .iter_hash(self.hash_address(address))
-            .map(|seat| Seat(*seat))
+            .map(|place| Seat(place.seat))
             .filter(|seat| self.get(*seat).address() == address)
             .collect();
         seats.sort_unstable();
@@ -208,6 +227,25 @@ impl Table {
         Seat(self.dead[nth])
     }
     // Changes.
+
+    /// Room for so many members more.
+    pub(super) fn reserve(&mut self, count: usize) {
+        let key = self.key;
+        let Self {
+            slots,
+            ids,
+            names,
+            addresses,
+            order,
+            ..
+        } = self;
+        slots.reserve_exact(count);
+        order.reserve_exact(count);
+        let at = |seat: &u32| slots[*seat as usize].as_ref().expect("an indexed seat is taken");
+        ids.reserve(count, |seat| hash_id(key, at(seat).id));
+        names.reserve(count, |seat| hash_name(key, &at(seat).state.name));
+        addresses.reserve(count, |place| hash_address(key, at(&place.seat).address()));
+    }
 
     /// A new live member. Its id and name are free.
     pub(super) fn insert(&mut self, state: Arc<MemberState>, incarnation: Incarnation, rng: &mut ChaCha8Rng) -> Seat {
@@ -238,8 +276,13 @@ impl Table {
         self.ids.insert_unique(id_hash, seat, |seat| hash_id(key, at(seat).id));
         self.names
             .insert_unique(name_hash, seat, |seat| hash_name(key, &at(seat).state.name));
-        self.addresses
-            .insert_unique(address_hash, seat, |seat| hash_address(key, at(seat).address()));
+        let place = Place {
+            seat,
+            tag: tag_of(address_hash),
+        };
+        self.addresses.insert_unique(address_hash, place, |place| {
+            hash_address(key, at(&place.seat).address())
+        });
         self.count += 1;
         self.digest = self.digest.wrapping_add(mark(id, incarnation));
         self.enlist(Seat(seat), rng);
@@ -255,14 +298,12 @@ impl Table {
         if record.status.is_live() {
             self.digest = self.digest.wrapping_sub(mark(record.id, record.incarnation));
         }
-        for (index, hash) in [
-            (&mut self.ids, id_hash),
-            (&mut self.names, name_hash),
-            (&mut self.addresses, address_hash),
-        ] {
+        for (index, hash) in [(&mut self.ids, id_hash), (&mut self.names, name_hash)] {
             let entry = index.find_entry(hash, |other| *other == seat.0);
             entry.expect("a member is indexed").remove();
         }
+        let entry = self.addresses.find_entry(address_hash, |place| place.seat == seat.0);
+        entry.expect("a member is indexed").remove();
         self.count -= 1;
         self.free.push(seat.0);
         self.slots[seat.index()].take().expect("a seat is taken")
@@ -275,13 +316,17 @@ impl Table {
         assert_eq!(record.state.name, state.name, "a name stays with its seat");
         if seat != Seat::ME && record.address() != state.address {
             let (before, after) = (self.hash_address(record.address()), self.hash_address(state.address));
-            let entry = self.addresses.find_entry(before, |other| *other == seat.0);
+            let entry = self.addresses.find_entry(before, |place| place.seat == seat.0);
             entry.expect("a member is indexed").remove();
             // First, as the index may look at it when it grows.
             self.get_mut(seat).state = state;
             let slots = &self.slots;
-            self.addresses.insert_unique(after, seat.0, |seat| {
-                let record = slots[*seat as usize].as_ref().expect("an indexed seat is taken");
+            let place = Place {
+                seat: seat.0,
+                tag: tag_of(after),
+            };
+            self.addresses.insert_unique(after, place, |place| {
+                let record = slots[place.seat as usize].as_ref().expect("an indexed seat is taken");
                 hash_address(key, record.address())
             });
         } else {
@@ -420,6 +465,9 @@ impl Table {
                 self.holders(record.address()).contains(&seat),
                 "a member stands under its address"
             );
+            if record.status == Status::Alive {
+                assert!(self.alive_at(record.address()).is_some(), "and under its tag");
+            }
         }
         assert_eq!(digest, self.digest, "the digest is that of the live members");
     }
@@ -437,6 +485,9 @@ fn hash_name(key: [u64; 2], name: &str) -> u64 {
         hash = fold(hash ^ u64::from_le_bytes(word), key[1] ^ 0x9e37_79b9_7f4a_7c15);
     }
     hash
+}
+fn tag_of(hash: u64) -> u32 {
+    (hash >> 16) as u32
 }
 fn hash_address(key: [u64; 2], address: SocketAddr) -> u64 {
     let ip = match address.ip() {
