@@ -149,9 +149,6 @@ impl Table {
     fn hash_name(&self, name: &str) -> u64 {
         hash_name(self.key, name)
     }
-    fn tag_of(hash: u64) -> u32 {
-        (hash >> 16) as u32
-    }
     fn hash_address(&self, address: SocketAddr) -> u64 {
         hash_address(self.key, address)
     }
