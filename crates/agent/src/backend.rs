@@ -7,21 +7,23 @@ use crate::coordinates;
 use crate::events::EventLog;
 use crate::local::EditError;
 use crate::node::{Agent, Inner};
-use crate::wan;
+use crate::{reachability, wan};
 use quorate_gossip::Gossip;
 use quorate_http_api::{
-    AgentFacts, Backend, BackendError, DatacenterCoordinates, KeyringOperation, KeyringPool, LocalError, RaftConfiguration, RaftServer,
-    ReadReply, ReadRequest, StatusReply,
+    AgentFacts, Backend, BackendError, DatacenterCoordinates, KeyringOperation, KeyringPool, LocalError,
+    RaftConfiguration, RaftServer, Reachability, ReadReply, ReadRequest, StatusReply,
 };
 use quorate_replica::RaftRt;
 use quorate_store::{Command, Outcome};
 use quorate_types::{
-    Check, CheckDefinition, CheckStatus, Member, MemberStatus, ModifyIndex, NodeCoordinate, Service, ServiceDefinition, Session, Uuid,
+    Check, CheckDefinition, CheckStatus, Member, MemberStatus, ModifyIndex, NodeCoordinate, Service, ServiceDefinition,
+    Session, Uuid,
 };
 use quorate_user_events::{FireError, UserEvent};
 use quorate_wire::rpc::{self, CallError, ReadRequest as RpcReadRequest};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// Where a WAN pool is reached unless told otherwise (Consul's `ports.serf_wan`).
 const WAN_PORT: u16 = 8302;
@@ -288,6 +290,12 @@ impl<R: RaftRt> Backend for AgentBackend<R> {
     /// A client, which has no WAN pool, tells of its own datacenter's servers as its LAN pool sees them.
     fn datacenter_coordinates(&self) -> Vec<DatacenterCoordinates> {
         coordinates::by_datacenter(self.wan.as_ref().unwrap_or(&self.gossip), &self.datacenter)
+    }
+
+    async fn reachability(&self, timeout: Duration) -> Result<Reachability, LocalError> {
+        reachability::ask(&self.gossip, timeout)
+            .await
+            .map_err(LocalError::Failed)
     }
 
     fn services(&self) -> Vec<Arc<Service>> {

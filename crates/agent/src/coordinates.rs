@@ -95,7 +95,13 @@ pub(crate) async fn write<R: RaftRt>(rt: R, router: Router<R>) {
 /// known distance come last, by name.
 pub(crate) fn by_datacenter<R: Rt>(pool: &Gossip<R>, own: &str) -> Vec<DatacenterCoordinates> {
     let me = pool.local_member().id;
-    let place = |id| if id == me { pool.coordinate() } else { pool.coordinate_of(id) };
+    let place = |id| {
+        if id == me {
+            pool.coordinate()
+        } else {
+            pool.coordinate_of(id)
+        }
+    };
     group(&pool.members(), own, place(me), place)
 }
 
@@ -130,9 +136,7 @@ fn group(
     let distance = |datacenter: &DatacenterCoordinates| {
         let Some(origin) = origin else { return f64::INFINITY };
         let servers = datacenter.servers.iter();
-        let mut distances: Vec<f64> = servers
-            .map(|server| origin.distance_secs(&server.coordinate))
-            .collect();
+        let mut distances: Vec<f64> = servers.map(|server| origin.distance_secs(&server.coordinate)).collect();
         distances.sort_by(f64::total_cmp);
         distances.get(distances.len() / 2).copied().unwrap_or(f64::INFINITY)
     };
@@ -158,7 +162,13 @@ mod tests {
                 .into(),
             status: MemberStatus::Alive,
         };
-        let members = [server(1, "dc5"), server(2, "dc1"), server(3, "dc2"), server(4, "dc3"), server(5, "dc3")];
+        let members = [
+            server(1, "dc5"),
+            server(2, "dc1"),
+            server(3, "dc2"),
+            server(4, "dc3"),
+            server(5, "dc3"),
+        ];
         let at = |x: f64| {
             let mut coordinate = Coordinate::default();
             coordinate.vector[0] = x;

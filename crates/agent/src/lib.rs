@@ -15,6 +15,7 @@ mod keyring;
 mod leader;
 mod local;
 mod node;
+mod reachability;
 mod router;
 mod sessions;
 #[cfg(test)]

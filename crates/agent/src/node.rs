@@ -413,6 +413,7 @@ impl<R: RaftRt> Agent<R> {
         self.keep(rt.spawn("agent.results", inner.local.clone().take_results(results)));
         self.keep(rt.spawn("agent.reap", inner.local.clone().reap_critical()));
         self.keep(rt.spawn("agent.servers-seen", self.clone().watch_servers()));
+        self.keep(rt.spawn("agent.reachability", self.clone().answer_reachability()));
         self.keep(rt.spawn("agent.members", self.clone().keep_members()));
         if !config.join.retry_join.is_empty() {
             self.keep(rt.spawn(

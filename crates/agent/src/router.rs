@@ -6,9 +6,9 @@
 //! read is woken by changes of what it watches, and answers when its own index moved.
 //! Not here: how servers agree (`replica`), what clients see (`http-api`, `dns-answer`).
 
+use crate::coordinates::{self, Pending};
 use crate::sessions::SessionTimers;
 use crate::{keyring, wan};
-use crate::coordinates::{self, Pending};
 use quorate_gossip::Gossip;
 use quorate_replica::{CallFailure, RaftRt, ReadError, Replica, RpcClient, WriteError};
 use quorate_rt::Rng;

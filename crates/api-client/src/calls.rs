@@ -2,8 +2,7 @@
 
 use crate::shapes::HealthCheck;
 use crate::shapes::KeyringPool;
-use crate::shapes::RaftConfiguration;
-use crate::shapes::{CoordinateEntry, DatacenterMap, UserEvent};
+use crate::shapes::{CoordinateEntry, DatacenterMap, RaftConfiguration, Reachability, UserEvent};
 use crate::{Answer, CatalogNode, CatalogService, Client, ClientError, KvEntry, Member, Target};
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -232,6 +231,12 @@ impl<R: Rt> Client<R> {
     /// Where the servers of all datacenters are.
     pub async fn coordinate_datacenters(&self) -> Result<Vec<DatacenterMap>, ClientError> {
         self.get_json(Target::new("/v1/coordinate/datacenters")).await
+    }
+
+    /// Asks every live member whom it cannot reach; an empty `timeout` is the agent's.
+    pub async fn reachability(&self, timeout: &str) -> Result<Reachability, ClientError> {
+        self.get_json(Target::new("/v1/agent/reachability").query_if("timeout", timeout))
+            .await
     }
 
     /// The gossip keys of every pool, or of this datacenter's LAN alone.

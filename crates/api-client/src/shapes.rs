@@ -192,6 +192,30 @@ pub struct RaftServer {
     pub voter: bool,
 }
 
+/// `agent/reachability`: who cannot reach whom.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Reachability {
+    /// Live ones: all were asked.
+    pub members: u64,
+    pub silent: Vec<String>,
+    pub links: Vec<FaultyLink>,
+    /// Members had more to tell than their answers hold.
+    pub cut_off: bool,
+}
+
+/// A link that loses datagrams though both its ends live.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct FaultyLink {
+    pub from: String,
+    pub to: String,
+    /// `cut`, `one-way` or `lossy`.
+    pub fault: String,
+    pub lost: Option<u32>,
+    pub sent: Option<u32>,
+}
+
 /// One pool of `operator/keyring`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]

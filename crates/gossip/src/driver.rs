@@ -7,7 +7,7 @@ use crate::streams::exchange;
 use crate::user_events::{IncomingQueries, IncomingQuery, Listeners, QueryReplies, QueryReply, UserEvents};
 use futures::future::{Either, join_all, select};
 use quorate_rt::{Event as RtEvent, Listener as _, Rt, Task, Udp as _};
-use quorate_swim::{Event, InvalidMember, MemberState, Message, Output, Swim};
+use quorate_swim::{Event, InvalidMember, MemberState, Message, Output, Reachability, Swim};
 use quorate_types::limits::GOSSIP_PACKET_LEN_BYTES_MAX;
 use quorate_types::{Coordinate, Incarnation, Instant, Member, MemberStatus, NodeId};
 use quorate_user_events::{
@@ -341,6 +341,10 @@ impl<R: Rt> Gossip<R> {
     /// Where another member last said to be, once this one has pinged it.
     pub fn coordinate_of(&self, id: NodeId) -> Option<Coordinate> {
         self.handle.shared.core().swim.coordinates()?.peer(id)
+    }
+    /// Whom this member's datagrams do not reach, and who says that it does not answer.
+    pub fn reachability(&self) -> Reachability {
+        self.handle.shared.core().swim.reachability()
     }
     /// The `serf_lan` and `serf_wan` of `/v1/agent/self`.
     pub fn stats(&self) -> BTreeMap<String, String> {

@@ -18,7 +18,7 @@ pub use driver::{Gossip, GossipConfig};
 pub use errors::{ForceLeaveError, JoinError, StartError, StreamError};
 pub use events::{MemberEvent, MemberEvents};
 pub use keyring::{Encryption, KeyringAnswer, KeyringKeeper, NotKept, RefusedCause};
-pub use quorate_swim::{Config as Timing, InvalidMember};
+pub use quorate_swim::{Config as Timing, InvalidMember, Link, LinkFault, Reachability};
 pub use quorate_wire::gossip::{KeyBytes, KeyringRequest};
 pub use quorate_wire::keyring::{KeyError, Keyring, KeyringFileError, RingKey};
 pub use user_events::{IncomingQueries, IncomingQuery, QueryReplies, QueryReply, UserEvents};

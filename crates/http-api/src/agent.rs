@@ -1,7 +1,7 @@
 //! `/v1/agent/...`: the local agent, its services and checks. Never forwarded; no index headers.
 
 use crate::api::{Api, filter};
-use crate::backend::{Backend, LocalError};
+use crate::backend::{Backend, FaultyLink, LinkFault, LocalError};
 use crate::call::{BARE_TEXT, Call, Failure, Reply, X_CONSUL_CONTENT_HASH, X_CONSUL_REASON};
 use crate::errors::Fault;
 use crate::filter::Filter;
@@ -13,6 +13,7 @@ use http::header::ACCEPT;
 use http::{HeaderValue, StatusCode};
 use quorate_rt::Rt;
 use quorate_types::{Check, CheckStatus, Service, limits};
+use serde::Serialize;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,64 @@ pub async fn members<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Re
         members.retain(|member| filter.matches(member));
     }
     Ok(call.json(&list(&members, MemberJson)))
+}
+
+/// How long members may take to answer, by default and at most.
+const REACHABILITY_TIMEOUT: Duration = Duration::from_secs(5);
+const REACHABILITY_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct LinkJson<'a> {
+    from: &'a str,
+    to: &'a str,
+    fault: &'static str,
+    lost: Option<u32>,
+    sent: Option<u32>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ReachabilityJson<'a> {
+    members: usize,
+    silent: &'a [String],
+    links: Vec<LinkJson<'a>>,
+    /// Members had more to tell than their answers hold.
+    cut_off: bool,
+}
+
+/// Who cannot reach whom. Ours: Consul has no such endpoint.
+pub async fn reachability<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
+    let timeout = match call.params.get("timeout") {
+        "" => REACHABILITY_TIMEOUT,
+        text => parse_duration_nanos(text)
+            .ok()
+            .and_then(|nanos| u64::try_from(nanos).ok())
+            .map(Duration::from_nanos)
+            .filter(|timeout| !timeout.is_zero() && *timeout <= REACHABILITY_TIMEOUT_MAX)
+            .ok_or_else(|| Fault::BadRequest(format!("Invalid timeout {text:?}: must be in the range (0s, 60s]")))?,
+    };
+    let found = api.backend().reachability(timeout).await?;
+    let links = found.links.iter().map(|FaultyLink { from, to, fault }| {
+        let (fault, lost, sent) = match *fault {
+            LinkFault::Cut => ("cut", None, None),
+            LinkFault::OneWay => ("one-way", None, None),
+            LinkFault::Lossy { lost_count, sent_count } => ("lossy", Some(lost_count), Some(sent_count)),
+        };
+        LinkJson {
+            from,
+            to,
+            fault,
+            lost,
+            sent,
+        }
+    });
+    Ok(call.json(&ReachabilityJson {
+        members: found.member_count,
+        silent: &found.silent,
+        links: links.collect(),
+        cut_off: found.is_cut_off,
+    }))
 }
 
 pub async fn join<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {

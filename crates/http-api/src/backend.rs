@@ -13,7 +13,8 @@
 
 use quorate_store::{Answer, Command, Consistency, Outcome, Query};
 use quorate_types::{
-    Check, CheckDefinition, CheckStatus, Member, ModifyIndex, NodeCoordinate, NodeId, Service, ServiceDefinition, Session, Uuid,
+    Check, CheckDefinition, CheckStatus, Member, ModifyIndex, NodeCoordinate, NodeId, Service, ServiceDefinition,
+    Session, Uuid,
 };
 use quorate_user_events::{FireError, UserEvent};
 use std::collections::BTreeMap;
@@ -92,6 +93,38 @@ pub struct AgentFacts {
     pub stats: BTreeMap<String, BTreeMap<String, String>>,
     /// The configuration in effect, free of form, secrets rendered `hidden`.
     pub debug_config: serde_json::Value,
+}
+
+/// What is wrong with the way of datagrams from one member to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkFault {
+    /// None comes through.
+    Cut,
+    /// They come through in the other direction only.
+    OneWay,
+    /// Of `sent_count` pings, `lost_count` had no ack.
+    Lossy { lost_count: u32, sent_count: u32 },
+}
+
+/// A link that loses datagrams though both its ends live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FaultyLink {
+    /// Names, or the id of a member that is no longer live.
+    pub from: String,
+    pub to: String,
+    pub fault: LinkFault,
+}
+
+/// Who cannot reach whom, as the members of the LAN pool say themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reachability {
+    /// Live ones: all were asked.
+    pub member_count: usize,
+    /// Who gave no answer in time.
+    pub silent: Vec<String>,
+    pub links: Vec<FaultyLink>,
+    /// Somebody had more links to tell than an answer holds.
+    pub is_cut_off: bool,
 }
 
 /// What is asked of every member's gossip keyring. Keys are base64, not judged yet.
@@ -250,6 +283,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn update_coordinate(&self, coordinate: NodeCoordinate) -> impl Future<Output = Result<(), BackendError>> + Send;
     /// The servers of each known datacenter, as far as this agent knows where they are, nearest datacenter first.
     fn datacenter_coordinates(&self) -> Vec<DatacenterCoordinates>;
+
+    /// Asks every live member of the LAN pool whom it cannot reach; answers after `timeout` at the latest.
+    fn reachability(&self, timeout: Duration) -> impl Future<Output = Result<Reachability, LocalError>> + Send;
 
     /// Local services by id. Their indexes are 0.
     fn services(&self) -> Vec<Arc<Service>>;

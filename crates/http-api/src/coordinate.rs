@@ -125,10 +125,7 @@ pub async fn sort_near<R: Rt, B: Backend, T>(
         min_index: ModifyIndex::ZERO,
         ..options.clone()
     };
-    let coordinates = answer!(
-        api.discover(call, query, &at_once).await?.answer,
-        Answer::Coordinates
-    );
+    let coordinates = answer!(api.discover(call, query, &at_once).await?.answer, Answer::Coordinates);
     let places: BTreeMap<String, Coordinate> = coordinates
         .iter()
         .map(|entry| (fold(&entry.node), entry.coordinate))

@@ -13,9 +13,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use quorate_store::{CatalogVerb, CheckOperation, KvOperation, KvVerb, NodeOperation, Operation, ServiceOperation};
 use quorate_types::{
-    Check, CheckDefinition, CheckKind, CheckStatus, Coordinate, Deregistration, HealthCheckDefinition, ModifyIndex, Node,
-    NodeCoordinate, NodeId,
-    Registration, Service, ServiceAddress, ServiceDefinition, Session, SessionBehavior, Weights, limits,
+    Check, CheckDefinition, CheckKind, CheckStatus, Coordinate, Deregistration, HealthCheckDefinition, ModifyIndex,
+    Node, NodeCoordinate, NodeId, Registration, Service, ServiceAddress, ServiceDefinition, Session, SessionBehavior,
+    Weights, limits,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -998,18 +998,28 @@ pub fn coordinate(body: &[u8]) -> Result<NodeCoordinate, Fault> {
     let node = fields.text("Node")?;
     fields.text("Segment")?;
     fields.text("Datacenter")?;
-    let mut place = fields.object("Coord")?.unwrap_or_else(|| Object::of_map(Map::new(), false));
+    let mut place = fields
+        .object("Coord")?
+        .unwrap_or_else(|| Object::of_map(Map::new(), false));
     let mut vector = Vec::new();
     match place.take("Vec") {
         None => {}
         Some(Value::Array(components)) => {
             for component in components {
-                vector.push(component.as_f64().ok_or_else(|| Object::wrong("Vec", "float64", &component))?);
+                vector.push(
+                    component
+                        .as_f64()
+                        .ok_or_else(|| Object::wrong("Vec", "float64", &component))?,
+                );
             }
         }
         Some(other) => return Err(Object::wrong("Vec", "[]float64", &other).into()),
     }
-    let (error, adjustment, height) = (place.float("Error")?, place.float("Adjustment")?, place.float("Height")?);
+    let (error, adjustment, height) = (
+        place.float("Error")?,
+        place.float("Adjustment")?,
+        place.float("Height")?,
+    );
     place.finish()?;
     fields.finish()?;
     // What has other dimensions cannot be compared with the coordinates of this cluster.

@@ -10,7 +10,8 @@ use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD;
 use quorate_store::{Instance, OperationError, OperationResult, TransactionReply};
 use quorate_types::{
-    Check, Coordinate, HealthCheckDefinition, KvPair, Member, Node, NodeCoordinate, NodeId, Service, ServiceAddress, Session, Weights,
+    Check, Coordinate, HealthCheckDefinition, KvPair, Member, Node, NodeCoordinate, NodeId, Service, ServiceAddress,
+    Session, Weights,
 };
 use quorate_user_events::UserEvent;
 use serde::ser::{SerializeMap, SerializeSeq, SerializeStruct};
@@ -545,7 +546,10 @@ impl Serialize for UserEventJson<'_> {
         let mut json = serializer.serialize_struct("UserEvent", 8)?;
         json.serialize_field("ID", &event.id.to_string())?;
         json.serialize_field("Name", &event.name)?;
-        json.serialize_field("Payload", &(!event.payload.is_empty()).then_some(Base64(&event.payload)))?;
+        json.serialize_field(
+            "Payload",
+            &(!event.payload.is_empty()).then_some(Base64(&event.payload)),
+        )?;
         json.serialize_field("NodeFilter", &event.node_filter)?;
         json.serialize_field("ServiceFilter", &event.service_filter)?;
         json.serialize_field("TagFilter", &event.tag_filter)?;

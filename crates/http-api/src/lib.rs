@@ -36,8 +36,8 @@ mod transport;
 
 pub use api::Api;
 pub use backend::{
-    AgentFacts, Backend, BackendError, DatacenterCoordinates, KeyringOperation, KeyringPool, LocalError, RaftConfiguration, RaftServer,
-    ReadReply, ReadRequest, StatusReply,
+    AgentFacts, Backend, BackendError, DatacenterCoordinates, FaultyLink, KeyringOperation, KeyringPool, LinkFault,
+    LocalError, RaftConfiguration, RaftServer, Reachability, ReadReply, ReadRequest, StatusReply,
 };
 pub use config::{Cidr, CidrError, HttpConfig};
 pub use decode::fill_tagged_addresses;

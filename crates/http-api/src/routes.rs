@@ -65,6 +65,7 @@ pub fn router<R: Rt, B: Backend>(api: &Api<R, B>) -> Router {
 
     routes.fixed("/v1/agent/self", get(agent::show_self));
     routes.fixed("/v1/agent/members", get(agent::members));
+    routes.fixed("/v1/agent/reachability", get(agent::reachability));
     routes.fixed("/v1/agent/version", get(agent::version));
     routes.prefix("/v1/agent/join/", put(agent::join));
     routes.fixed("/v1/agent/leave", put(agent::leave));

@@ -8,6 +8,7 @@ pub mod keyring;
 pub mod local;
 pub mod log;
 pub mod raft;
+pub mod reachability;
 pub mod rpc;
 pub mod seal;
 pub mod state;

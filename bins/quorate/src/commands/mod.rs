@@ -9,6 +9,7 @@ mod kv;
 mod local;
 mod maint;
 mod members;
+mod reachability;
 mod rtt;
 mod services;
 mod validate;
@@ -350,6 +351,18 @@ pub const COMMANDS: &[Command] = &[
             flag("status", Kind::Text, "Regular expression of the statuses to show (.*)."),
             flag("wan", Kind::Boolean, "List the WAN pool."),
         ]
+    ),
+    command!(
+        "reachability",
+        "[options]",
+        "Asks all members who cannot reach whom",
+        Group::Client,
+        reachability::run,
+        [flag(
+            "timeout",
+            Kind::Text,
+            "How long members may take to answer (5s, at most 60s)."
+        ),]
     ),
     command!(
         "reload",

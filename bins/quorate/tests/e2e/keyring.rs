@@ -116,7 +116,10 @@ fn keys_are_rotated_under_load_and_the_new_one_survives_a_restart() {
     let load = std::thread::spawn(move || {
         let mut acknowledged = 0_u64;
         while !stop.load(Ordering::SeqCst) {
-            let put = cli(&format!("127.0.0.1:{port}"), &["kv", "put", "load", &acknowledged.to_string()]);
+            let put = cli(
+                &format!("127.0.0.1:{port}"),
+                &["kv", "put", "load", &acknowledged.to_string()],
+            );
             assert_eq!(put.code, 0, "{put:?}");
             acknowledged += 1;
         }
@@ -136,7 +139,9 @@ fn keys_are_rotated_under_load_and_the_new_one_survives_a_restart() {
     servers[1]
         .cli(&["keyring", "-install", &new])
         .check(0, "==> Installing new gossip encryption key...\n", "");
-    servers[2].cli(&["keyring", "-list"]).check(0, &listed(&[&old, &new]), "");
+    servers[2]
+        .cli(&["keyring", "-list"])
+        .check(0, &listed(&[&old, &new]), "");
     servers[2]
         .cli(&["keyring", "-use", &new])
         .check(0, "==> Changing primary gossip encryption key...\n", "");
@@ -152,7 +157,10 @@ fn keys_are_rotated_under_load_and_the_new_one_survives_a_restart() {
     for server in &servers {
         server.cli(&["keyring", "-list"]).check(0, &listed(&[&new]), "");
         assert_eq!(kept_keys(server), [new.as_str()]);
-        let mode = fs::metadata(keyring_file(server)).expect("the file is there").permissions().mode();
+        let mode = fs::metadata(keyring_file(server))
+            .expect("the file is there")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600, "{mode:o}");
     }
 
@@ -182,9 +190,7 @@ fn keys_are_rotated_under_load_and_the_new_one_survives_a_restart() {
 fn the_keyring_answers_over_http_as_consuls() {
     let key = new_key();
     let agent = Agent::dev("n1", &["-encrypt", &key]);
-    let pool = |wan: bool| {
-        json!({"WAN": wan, "Datacenter": "dc1", "Segment": "", "Keys": {&key: 1}, "PrimaryKeys": {&key: 1}, "NumNodes": 1})
-    };
+    let pool = |wan: bool| json!({"WAN": wan, "Datacenter": "dc1", "Segment": "", "Keys": {&key: 1}, "PrimaryKeys": {&key: 1}, "NumNodes": 1});
     let list = || agent.get("/v1/operator/keyring").expect("the agent answers");
     assert_eq!(list(), json!([pool(true), pool(false)]));
     let lan_only = agent.get("/v1/operator/keyring?local-only=true");
@@ -195,13 +201,18 @@ fn the_keyring_answers_over_http_as_consuls() {
     assert_eq!((refused.status, refused.body), (500, text));
     let unknown = agent.put("/v1/operator/keyring", &json!({"Key": new_key()}));
     assert_eq!(unknown.status, 500);
-    assert!(unknown.body.contains("n1: Requested key is not in the keyring"), "{unknown:?}");
+    assert!(
+        unknown.body.contains("n1: Requested key is not in the keyring"),
+        "{unknown:?}"
+    );
     assert_eq!(list(), json!([pool(true), pool(false)]));
     // In memory only, as all of `-dev`.
     assert_eq!(agent.put("/v1/operator/keyring", &json!({"Key": key})).status, 200);
 
     let plain = Agent::dev("n2", &[]);
-    let reply = plain.http("GET", "/v1/operator/keyring", "").expect("the agent answers");
+    let reply = plain
+        .http("GET", "/v1/operator/keyring", "")
+        .expect("the agent answers");
     let text = "4 errors occurred:\n\t* WAN error: 1/1 nodes reported failure\n\t* n2.dc1: Keyring is empty (encryption not \
                 enabled)\n\t* dc1 (LAN) error: 1/1 nodes reported failure\n\t* n2: Keyring is empty (encryption not \
                 enabled)\n\n";
@@ -210,7 +221,10 @@ fn the_keyring_answers_over_http_as_consuls() {
         .cli(&["keyring", "-list", "-use=x"])
         .check(1, "", "Only a single action is allowed\n");
     let none = plain.cli(&["keyring"]);
-    assert!(none.code == 1 && none.stderr.starts_with("Usage: quorate keyring"), "{none:?}");
+    assert!(
+        none.code == 1 && none.stderr.starts_with("Usage: quorate keyring"),
+        "{none:?}"
+    );
 }
 
 #[test]

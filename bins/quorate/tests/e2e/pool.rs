@@ -49,9 +49,21 @@ fn twenty_members_keep_one_that_pauses_and_fail_one_that_died() {
     });
     println!("all lists complete after {:.1?}", started_at.elapsed());
 
+    let reached = agents[3].cli(&["reachability"]);
+    reached.check(0, "20 of 20 members answered.\nNo faulty link is known.\n", "");
+
     // Shorter than the shortest suspicion in a pool of this size (4 s times log10 of 20).
     agents[6].signal("STOP");
     let stopped_at = Instant::now();
+    let reached = agents[3].cli(&["reachability", "-timeout=1s"]);
+    assert_eq!(reached.code, 2);
+    assert!(
+        reached
+            .stdout
+            .starts_with("19 of 20 members answered.\nNo answer in time: m7\n"),
+        "{}",
+        reached.stdout
+    );
     while stopped_at.elapsed() < Duration::from_secs(3) {
         let seen = statuses(&agents[0]).expect("the first agent answers");
         assert_eq!(seen.get("m7"), Some(&1), "a short pause is no failure");

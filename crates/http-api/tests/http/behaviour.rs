@@ -475,3 +475,23 @@ fn a_head_beyond_its_limit_is_refused() {
         assert_eq!(&answered, b"HTTP/1.1 431");
     });
 }
+
+#[test]
+fn who_cannot_reach_whom_is_told_and_a_timeout_out_of_range_refused() {
+    block_on(2, |rt| async move {
+        let world = World::new(rt, HttpConfig::default());
+        let get = |path: &str| Request::get(path).body(Body::empty()).unwrap();
+        let told = world.send(get("/v1/agent/reachability?timeout=10s")).await;
+        assert_eq!(told.status, StatusCode::OK);
+        assert_eq!(
+            told.text().trim(),
+            r#"{"Members":3,"Silent":["c"],"Links":[{"From":"a","To":"b","Fault":"one-way","Lost":null,"Sent":null},{"From":"b","To":"a","Fault":"lossy","Lost":2,"Sent":5}],"CutOff":false}"#
+        );
+        for wrong in ["0s", "61s", "-1s", "soon", "99999999999999999999s"] {
+            let refused = world.send(get(&format!("/v1/agent/reachability?timeout={wrong}"))).await;
+            assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{wrong}");
+            assert!(refused.text().contains("Invalid timeout"), "{}", refused.text());
+        }
+    })
+    .unwrap();
+}

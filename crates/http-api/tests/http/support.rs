@@ -1,8 +1,8 @@
 //! A backend over one store: what an agent that is its own only server would answer.
 
 use quorate_http_api::{
-    AgentFacts, Backend, BackendError, DatacenterCoordinates, KeyringOperation, KeyringPool, LocalError, RaftConfiguration, RaftServer,
-    ReadReply, ReadRequest, StatusReply,
+    AgentFacts, Backend, BackendError, DatacenterCoordinates, FaultyLink, KeyringOperation, KeyringPool, LinkFault,
+    LocalError, RaftConfiguration, RaftServer, Reachability, ReadReply, ReadRequest, StatusReply,
 };
 use quorate_rt::Rt;
 use quorate_rt::production::TokioRt;
@@ -228,6 +228,31 @@ impl TestBackend {
 
 impl Backend for TestBackend {
     /// One server without encryption, as the Consul whose answers are the golden ones; it knows what keys are all the same.
+    async fn reachability(&self, timeout: Duration) -> Result<Reachability, LocalError> {
+        assert!(timeout <= Duration::from_secs(60));
+        let link = |from: &str, to: &str, fault| FaultyLink {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            fault,
+        };
+        Ok(Reachability {
+            member_count: 3,
+            silent: vec!["c".to_owned()],
+            links: vec![
+                link("a", "b", LinkFault::OneWay),
+                link(
+                    "b",
+                    "a",
+                    LinkFault::Lossy {
+                        lost_count: 2,
+                        sent_count: 5,
+                    },
+                ),
+            ],
+            is_cut_off: false,
+        })
+    }
+
     async fn keyring(&self, operation: KeyringOperation, local_only: bool) -> Result<Vec<KeyringPool>, LocalError> {
         let pool = |wan: bool, name: &str| {
             let failed = KeyringPool {
