@@ -180,8 +180,6 @@ enum Arrival {
 #[derive(Debug)]
 struct Node {
     swim: Swim,
-    /// The timer in the queue that counts; earlier ones of this member are stale.
-    wake_at: Instant,
     blocked: Option<Block>,
     /// Blocked, and a ping waits to be sent.
     is_stalled: bool,
@@ -197,9 +195,14 @@ struct Node {
 pub struct World {
     now: Instant,
     nodes: Vec<Node>,
+    /// The timer of each member in the queue that counts; others are stale. Apart from the nodes, so that a stale one
+    /// costs no look at a member.
+    wake_at: Vec<Instant>,
     queue: Queue<(u32, Arrival)>,
     rng: ChaCha8Rng,
     cuts: BTreeSet<(u32, u32)>,
+    /// Somebody loses packets, or did: else nobody's ratios are looked at.
+    is_lossy: bool,
     totals: Totals,
     complete_count: usize,
     is_observing: bool,
@@ -226,7 +229,6 @@ impl World {
             );
             Node {
                 swim: swim.expect("the lab's members are valid"),
-                wake_at: Instant::FAR_FUTURE,
                 blocked: None,
                 is_stalled: false,
                 held_outputs: Vec::new(),
@@ -240,9 +242,11 @@ impl World {
         let mut world = Self {
             now,
             nodes,
+            wake_at: vec![Instant::FAR_FUTURE; count as usize],
             queue: Queue::default(),
             rng,
             cuts: BTreeSet::new(),
+            is_lossy: false,
             totals: Totals::default(),
             complete_count: 0,
             is_observing: false,
@@ -320,9 +324,11 @@ impl World {
         self.settle(index);
     }
     pub fn set_ingress_loss(&mut self, index: u32, ratio: LossRatio) {
+        self.is_lossy = true;
         self.nodes[index as usize].ingress_loss = ratio;
     }
     pub fn set_egress_loss(&mut self, index: u32, ratio: LossRatio) {
+        self.is_lossy = true;
         self.nodes[index as usize].egress_loss = ratio;
     }
     /// Nothing passes from `from` to `to` any more; the other way is as before.
@@ -382,12 +388,13 @@ impl World {
 
     fn arrive(&mut self, to: u32, arrival: Arrival) {
         let now = self.now;
-        let node = &mut self.nodes[to as usize];
         if let Arrival::Wake = arrival {
-            if node.wake_at != now {
+            let wake_at = &mut self.wake_at[to as usize];
+            if *wake_at != now {
                 return;
             }
-            node.wake_at = Instant::FAR_FUTURE;
+            *wake_at = Instant::FAR_FUTURE;
+            let node = &mut self.nodes[to as usize];
             if node.is_stalled {
                 if node.swim.next_suspicion_timeout() <= now {
                     self.totals.steps += 1;
@@ -399,6 +406,7 @@ impl World {
             }
             return self.settle(to);
         }
+        let node = &mut self.nodes[to as usize];
         if node.blocked.is_some() {
             node.held_arrivals.push(arrival);
             return;
@@ -449,12 +457,10 @@ impl World {
         let count = self.nodes.len();
         let node = &mut self.nodes[index as usize];
         let is_complete = node.swim.live_count() == count;
-        if is_complete != node.is_complete {
-            node.is_complete = is_complete;
-            if is_complete {
-                self.complete_count += 1;
-            } else {
-                self.complete_count -= 1;
+        if is_complete != std::mem::replace(&mut node.is_complete, is_complete) {
+            match is_complete {
+                true => self.complete_count += 1,
+                false => self.complete_count -= 1,
             }
         }
         self.schedule(index);
@@ -467,8 +473,9 @@ impl World {
             false => node.swim.next_timeout(),
         };
         let next_at = next_at.max(self.now);
-        if next_at < node.wake_at {
-            node.wake_at = next_at;
+        let wake_at = &mut self.wake_at[index as usize];
+        if next_at < *wake_at {
+            *wake_at = next_at;
             self.queue.push(next_at, (index, Arrival::Wake));
         }
     }
@@ -551,6 +558,9 @@ impl World {
     fn passes(&mut self, from: u32, to: u32) -> bool {
         if to >= self.len() || (!self.cuts.is_empty() && self.cuts.contains(&(from, to))) {
             return false;
+        }
+        if !self.is_lossy {
+            return true;
         }
         let (egress, ingress) = (
             self.nodes[from as usize].egress_loss,
