@@ -329,7 +329,7 @@ pub fn own_goals(row: &Row, baseline: &Row) -> Vec<Goal> {
 }
 
 pub fn lossy_table(outcomes: &[Lossy]) -> Table {
-    let head = "configuration|trouble of 1 %|members|healthy removed|faulty removed at 60 s|at 300 s|removed by half, median s|changes after 60 s, each observer and faulty member|messages a member and s";
+    let head = "configuration|trouble of 1 %|members|healthy removed|faulty removed at 60 s|at 300 s|removed by half, median s|flaps after 60 s, each observer and faulty member|messages a member and s";
     let rows = outcomes.iter().map(|outcome| {
         vec![
             outcome.label.clone(),
@@ -366,7 +366,7 @@ pub fn lossy_goals(outcome: &Lossy) -> Vec<Goal> {
             "",
         ),
         Goal::at_most(
-            &what("changes after 60 s, each"),
+            &what("flaps after 60 s, each"),
             Some(outcome.flaps_each_after_60_s),
             0.0,
             "",

@@ -5,7 +5,7 @@ use crate::world::{Change, LossRatio, Totals, World};
 use quorate_swim::Status;
 use quorate_types::Instant;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What is wrong with the faulty members of a `lossy` run.
@@ -63,7 +63,8 @@ pub struct Lossy {
     pub faulty_removed_at_end: usize,
     /// Median time until more than half of the healthy members held a faulty one for failed, of those that came so far.
     pub removed_median_s: Option<f64>,
-    /// Events at healthy members that a faulty one failed, or came back, after 60 s; for each faulty and healthy member.
+    /// Events at healthy members that a faulty one came back, or failed once more, after 60 s; for each faulty and healthy
+    /// member.
     pub flaps_each_after_60_s: f64,
     pub messages_a_member_and_second: f64,
 }
@@ -98,7 +99,7 @@ pub fn lossy(setting: &Setting, trouble: Trouble, members: u32, seed: u64) -> Lo
     let mut healthy_failed: BTreeMap<u32, u64> = BTreeMap::new();
     let mut first_at: BTreeMap<u32, Vec<Instant>> = BTreeMap::new();
     let mut flaps = 0_u64;
-    let mut seen_pairs: BTreeMap<(u32, u32), ()> = BTreeMap::new();
+    let mut known: BTreeSet<(u32, u32)> = BTreeSet::new();
     for seen in world.observations().iter().filter(|seen| is_healthy(seen.observer)) {
         if is_healthy(seen.subject) {
             if seen.change == Change::Failed {
@@ -106,10 +107,12 @@ pub fn lossy(setting: &Setting, trouble: Trouble, members: u32, seed: u64) -> Lo
             }
             continue;
         }
-        if seen.change == Change::Failed && seen_pairs.insert((seen.observer, seen.subject), ()).is_none() {
+        let is_first = seen.change == Change::Failed && known.insert((seen.observer, seen.subject));
+        if is_first {
             first_at.entry(seen.subject).or_default().push(seen.at);
+        } else {
+            flaps += u64::from(seen.at - begun_at > SETTLED_AFTER);
         }
-        flaps += u64::from(seen.at - begun_at > SETTLED_AFTER);
     }
     let healthy_count = members as usize - faulty.len();
     let mut majorities: Vec<Duration> = first_at
