@@ -10,6 +10,7 @@
     reason = "these tests are about real processes, sockets, files and time"
 )]
 
+mod events;
 mod ipv6;
 mod keyring;
 mod leave;
