@@ -379,7 +379,10 @@ impl Faults {
                 may_end,
                 ..
             } => {
-                fired.nodes = self.resolve(nodes);
+                fired.nodes = match self.sabotage {
+                    Some(Sabotage::DisksFailTogether) => self.story.names().cloned().collect(),
+                    _ => self.resolve(nodes),
+                };
                 let mut faults = DiskFaults {
                     read_error_ratio: read_error_ratio.draw(&mut self.rng),
                     write_error_ratio: write_error_ratio.draw(&mut self.rng),

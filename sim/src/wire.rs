@@ -46,6 +46,8 @@ pub enum Sabotage {
     RestartsLoseDisks,
     /// Before a node takes another's name, that one dies.
     NameHolderGone,
+    /// What is wrong with one disk is wrong with all.
+    DisksFailTogether,
     /// A cache on the way repeats the list of nodes that the cluster was formed with for ever.
     NodesRepeatOldAnswers,
 }
@@ -67,10 +69,12 @@ impl FromStr for Sabotage {
             "restarts-lose-disks" => Self::RestartsLoseDisks,
             "name-holder-gone" => Self::NameHolderGone,
             "nodes-repeat-old-answers" => Self::NodesRepeatOldAnswers,
+            "disks-fail-together" => Self::DisksFailTogether,
             _ => bail!(
                 "--sabotage {name}: not one of lying-syncs, consistent-as-stale, stale-as-consistent, \
                  dns-repeats-old-answers, kills-do-nothing, leader-clock-slows, hidden-sync-errors, pauses-last, \
-                 cuts-never-heal, one-way-cuts-isolate, restarts-lose-disks, name-holder-gone, nodes-repeat-old-answers"
+                 cuts-never-heal, one-way-cuts-isolate, restarts-lose-disks, name-holder-gone, nodes-repeat-old-answers, \
+                 disks-fail-together"
             ),
         })
     }

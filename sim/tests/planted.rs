@@ -111,6 +111,20 @@ fn a_server_that_goes_on_after_a_failed_sync_is_noticed() {
 }
 
 #[test]
+fn one_disk_that_holds_up_everybody_is_noticed() {
+    check(
+        "raft/a_slow_disk_holds_up_nobody.toml",
+        "disks-fail-together",
+        "writes_resume",
+    );
+    check(
+        "raft/a_full_disk_loses_nothing.toml",
+        "disks-fail-together",
+        "writes_resume",
+    );
+}
+
+#[test]
 fn a_leader_that_answers_old_values_after_a_pause_is_noticed() {
     check(
         "raft/paused_leader_answers_nothing_old.toml",

@@ -10,7 +10,7 @@ use quorate_rt::{
 };
 use quorate_types::{Instant, WallTime};
 use rand_core::{Rng as _, SeedableRng as _};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,8 @@ struct Content {
     /// What readers see.
     seen: Vec<u8>,
     unsynced: Vec<(usize, Bytes)>,
+    /// Sectors of which a sync failed: seen, and saved by no later sync until they are written again.
+    given_up: BTreeSet<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -111,7 +113,7 @@ impl FaultDisk {
                 Content {
                     seen: bytes.clone(),
                     durable: bytes,
-                    unsynced: Vec::new(),
+                    ..Content::default()
                 },
             );
         }
@@ -165,7 +167,7 @@ impl FaultDisk {
                 Content {
                     durable: bytes.clone(),
                     seen: bytes.clone(),
-                    unsynced: Vec::new(),
+                    ..Content::default()
                 },
             );
         }
@@ -266,14 +268,37 @@ impl File for FaultFile {
             content.seen.resize(offset + bytes.len(), 0);
         }
         content.seen[offset..offset + bytes.len()].copy_from_slice(&bytes);
+        for sector in offset / SECTOR..(offset + bytes.len()).div_ceil(SECTOR) {
+            if content.given_up.remove(&sector) {
+                let start = sector * SECTOR;
+                let end = (start + SECTOR).min(content.seen.len());
+                let whole = Bytes::copy_from_slice(&content.seen[start..end]);
+                content.unsynced.push((start, whole));
+            }
+        }
         content.unsynced.push((offset, bytes));
         result
     }
     async fn sync_data(&self) -> io::Result<()> {
         let mut inner = locked(&self.inner);
-        inner.step()?;
+        let result = inner.step();
+        if inner.is_down && inner.crash_at != Some(inner.op_count) {
+            return result;
+        }
         let content = inner.contents.get_mut(&self.id).expect("it was opened");
-        content.durable = content.seen.clone();
+        if result.is_err() {
+            let sectors = |(offset, bytes): &(usize, Bytes)| offset / SECTOR..(offset + bytes.len()).div_ceil(SECTOR);
+            content.given_up.extend(content.unsynced.iter().flat_map(sectors));
+            return result;
+        }
+        let mut durable = content.seen.clone();
+        for sector in &content.given_up {
+            let range = sector * SECTOR..((sector + 1) * SECTOR).min(durable.len());
+            for at in range {
+                durable[at] = content.durable.get(at).copied().unwrap_or(0);
+            }
+        }
+        content.durable = durable;
         content.unsynced.clear();
         Ok(())
     }

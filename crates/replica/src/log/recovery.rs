@@ -272,6 +272,7 @@ impl<D: Disk> Log<D> {
         let mut sequence = None;
         let mut segments: VecDeque<Arc<Segment<D::File>>> = VecDeque::new();
         let mut offset_end = 0;
+        let mut last_batch = Bytes::new();
         let mut torn = None;
         for found in row {
             found.check_len(&options)?;
@@ -340,6 +341,7 @@ impl<D: Disk> Log<D> {
                         (Some(replay), record) => replay.apply(record, location).map_err(|what| corrupt(at, what))?,
                     }
                 }
+                last_batch = content.slice(offset..offset + batch.len_bytes);
                 offset += batch.len_bytes;
             }
             let last = sequence.expect("the first batch is sound");
@@ -424,7 +426,7 @@ impl<D: Disk> Log<D> {
         );
         // What was found, names included, may be in the page cache only, and is about to be told to others; and it may say
         // that the files below are free.
-        writer.sync_active().await?;
+        writer.write_again(last_batch).await?;
         writer.sync_names().await?;
         for segment in &unsound {
             // Perhaps just filled: a segment is durable in its whole length before its first batch.

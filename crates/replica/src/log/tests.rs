@@ -146,7 +146,8 @@ async fn play(opened: &mut Opened<FaultDisk>, model: &mut Model, seed: u64, flus
 }
 
 /// After the end of the process only, and with a second one before anything is synced again: what one start found, the
-/// next one finds too.
+/// next one finds too. When it was a sync at which it ended, that sync failed: what it should have saved is seen, and lost
+/// with the power unless it is written again.
 #[test]
 fn what_was_found_after_the_end_of_a_process_survives_a_loss_of_power() {
     const FLUSHES: u32 = 40;

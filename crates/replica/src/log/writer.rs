@@ -127,13 +127,16 @@ impl<D: Disk> Writer<D> {
         }
     }
 
-    pub(super) async fn sync_active(&self) -> Result<(), LogError> {
+    /// Writes the last batch once more, as it was found, and syncs it. When a sync of it failed before the start, the kernel
+    /// shows it and calls it clean: a further sync alone would save nothing, and the batch be missing after a loss of power.
+    pub(super) async fn write_again(&self, last_batch: Bytes) -> Result<(), LogError> {
         let segment = self.segments.back().expect("a log has a segment");
+        let offset = self.offset - last_batch.len() as u64;
         segment
             .file
-            .sync_data()
+            .write_at_synced(offset, last_batch)
             .await
-            .map_err(LogError::io("sync", &segment.path))
+            .map_err(LogError::io("write again and sync", &segment.path))
     }
 
     pub(super) async fn sync_names(&self) -> Result<(), LogError> {
