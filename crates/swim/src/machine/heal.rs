@@ -127,6 +127,11 @@ impl Swim {
 
     /// A ping came from here: the one who sent it is to hear what is thought of it, when it is not thought well of.
     pub(super) fn greet(&mut self, now: Instant, from: SocketAddr, messages: &mut Vec<Message>) {
+        // The usual case at the least cost: all are well and long known, and so is this one.
+        let is_quiet = self.suspicions.is_empty() && self.gone.is_empty() && self.links.is_empty();
+        if is_quiet && !self.rules.has_young(now) && self.table.is_held(canonical(from)) {
+            return;
+        }
         if let Some(alive) = self.table.alive_at(canonical(from)) {
             // It came from this one, not from those that failed here before it.
             let record = self.table.get_mut(alive);

@@ -100,6 +100,9 @@ impl Links {
             watch.next_at = watch.since;
         }
     }
+    pub(super) fn is_empty(&self) -> bool {
+        self.watches.is_empty()
+    }
     pub(super) fn heard_from(&mut self, member: NodeId) {
         if self.watches.is_empty() {
             return;

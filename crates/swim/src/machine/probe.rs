@@ -9,7 +9,7 @@
 //!
 //! A relay is a ping for another member's ping_req. Bound: `RELAY_COUNT_MAX` of them; more are refused and counted.
 
-use super::{Event, Leave, Output, Swim, tick_after};
+use super::{Event, Leave, Output, Seat, Swim, tick_after};
 use crate::message::{Message, Status, Update};
 use quorate_types::{Incarnation, Instant, NodeId};
 use std::collections::BTreeSet;
@@ -23,6 +23,7 @@ const RELAY_COUNT_MAX: usize = 1024;
 pub(super) struct Probe {
     sequence: u64,
     target: NodeId,
+    seat: Seat,
     address: SocketAddr,
     incarnation: Incarnation,
     started_at: Instant,
@@ -110,6 +111,7 @@ impl Swim {
         self.probe = Some(Probe {
             sequence,
             target,
+            seat,
             address,
             incarnation,
             started_at: now,
@@ -259,7 +261,11 @@ impl Swim {
             let is_direct = probe.indirect_at.is_some() && probe.address == from;
             if from == probe.address {
                 self.links.reached(target);
-                self.meet_member(target);
+                // Still its own: with a member that is forgotten, its probe ends.
+                let record = self.table.get_mut(probe.seat);
+                if !record.is_met {
+                    record.is_met = true;
+                }
             } else {
                 self.links.missed(now, target);
             }
@@ -300,7 +306,11 @@ impl Swim {
         assert!(self.relays.len() <= RELAY_COUNT_MAX, "relays are bounded");
         assert!(self.nacks.len() <= RELAY_COUNT_MAX, "nacks are bounded");
         if let Some(probe) = &self.probe {
-            assert!(self.table.find(probe.target).is_some(), "the probed member is known");
+            assert_eq!(
+                self.table.find(probe.target),
+                Some(probe.seat),
+                "the probed member is known"
+            );
             assert!(probe.nacked.is_subset(&probe.asked), "only those asked nack");
         }
     }

@@ -53,6 +53,10 @@ impl Hearsay {
         }
         self.young.push_back((now, id));
     }
+    /// Somebody came lately, and whether we heard from it matters.
+    pub(super) fn has_young(&self, now: Instant) -> bool {
+        self.young.back().is_some_and(|(at, _)| now - *at <= YOUNG_TIME)
+    }
     fn is_young(&self, now: Instant, id: NodeId) -> bool {
         let newest_first = self.young.iter().rev();
         newest_first

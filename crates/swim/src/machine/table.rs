@@ -192,6 +192,11 @@ impl Table {
             .find(self.hash_name(name), |seat| self.get(Seat(*seat)).state.name == name);
         found.copied().map(Seat)
     }
+    /// Whether anybody is at this address.
+    pub(super) fn is_held(&self, address: SocketAddr) -> bool {
+        let hash = self.hash_address(address);
+        self.addresses.find(hash, |place| place.tag == tag_of(hash)).is_some()
+    }
     /// The one at this address that is alive, if any: the first by seat.
     pub(super) fn alive_at(&self, address: SocketAddr) -> Option<Seat> {
         let hash = self.hash_address(address);
