@@ -495,3 +495,149 @@ fn who_cannot_reach_whom_is_told_and_a_timeout_out_of_range_refused() {
     })
     .unwrap();
 }
+
+#[test]
+fn an_event_list_waits_while_its_index_is_the_one_given() {
+    run(HttpConfig::default(), |world| async move {
+        assert_eq!(world.put("/v1/event/fire/deploy", "v1").await.status, StatusCode::OK);
+        let list = world.get("/v1/event/list?name=deploy").await;
+        let index = list.header("x-consul-index").to_owned();
+        // Any other index is news, higher or not.
+        assert_eq!(world.get("/v1/event/list?name=deploy&index=7").await.body, list.body);
+        let path = format!("/v1/event/list?name=deploy&index={index}&wait=60s");
+        let fire = async {
+            world.backend.parked().await;
+            world.put("/v1/event/fire/other", "").await;
+            world.backend.parked().await;
+            world.put("/v1/event/fire/deploy", "v2").await;
+        };
+        let (woken, ()) = join(world.get(&path), fire).await;
+        assert_ne!(woken.header("x-consul-index"), index);
+        assert_eq!(woken.text().matches("\"deploy\"").count(), 2, "{}", woken.text());
+        // No event of this name: the index of nothing.
+        let none = world.get("/v1/event/list?name=none").await;
+        assert_eq!((none.text(), none.header("x-consul-index")), ("[]", "1"));
+    });
+}
+
+#[test]
+fn event_filters_are_refused_in_consuls_words() {
+    run(HttpConfig::default(), |world| async move {
+        for (query, text) in [
+            (
+                "node=(",
+                "Invalid node filter: error parsing regexp: missing closing ): `(`",
+            ),
+            (
+                "service=*",
+                "Invalid service filter: error parsing regexp: missing argument to repetition operator: `*`",
+            ),
+        ] {
+            let refused = world.put(&format!("/v1/event/fire/x?{query}"), "").await;
+            assert_eq!((refused.status.as_u16(), refused.text()), (500, text));
+        }
+        let foreign = world.put("/v1/event/fire/x?dc=dc9", "").await;
+        assert_eq!(
+            (foreign.status.as_u16(), foreign.text()),
+            (500, "No path to datacenter")
+        );
+    });
+}
+
+#[test]
+fn near_sorts_every_list_of_nodes_and_keeps_the_order_of_those_without_a_coordinate() {
+    run(HttpConfig::default(), |world| async move {
+        // By name: a, b, c, g1. The last has no coordinate, nor has b.
+        for (node, distance) in [("a", Some(0.2)), ("b", None), ("c", Some(0.1))] {
+            let check = r#"{"Name":"up","Status":"passing","ServiceID":"db"}"#;
+            let body =
+                format!(r#"{{"Node":"{node}","Address":"10.0.0.1","Service":{{"Service":"db"}},"Check":{check}}}"#);
+            assert_eq!(world.put("/v1/catalog/register", body).await.status, StatusCode::OK);
+            if let Some(distance) = distance {
+                let coordinate =
+                    format!(r#"{{"Vec":[{distance},0,0,0,0,0,0,0],"Error":1,"Adjustment":0,"Height":0.00001}}"#);
+                let body = format!(r#"{{"Node":"{node}","Coord":{coordinate}}}"#);
+                assert_eq!(world.put("/v1/coordinate/update", body).await.status, StatusCode::OK);
+            }
+        }
+        let order = |body: &str| {
+            let nodes = body.split("\"Node\":\"").skip(1);
+            nodes
+                .map(|rest| rest.split('"').next().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        for path in [
+            "catalog/nodes",
+            "catalog/service/db",
+            "health/service/db",
+            "health/checks/db",
+            "health/state/any",
+        ] {
+            let near = world.get(&format!("/v1/{path}?near=C")).await;
+            let mut found = order(near.text());
+            found.dedup();
+            let others = found.split_off(2);
+            assert_eq!(found, ["c", "a"], "{path}");
+            assert_eq!(others[0], "b", "{path}");
+            // A node that is nowhere is near nothing.
+            let plain = world.get(&format!("/v1/{path}")).await;
+            assert_eq!(
+                world.get(&format!("/v1/{path}?near=b")).await.body,
+                plain.body,
+                "{path}"
+            );
+        }
+    });
+}
+
+#[test]
+fn coordinates_that_cannot_be_are_refused_and_all_are_where_they_are_switched_off() {
+    run(HttpConfig::default(), |world| async move {
+        for (coordinate, status, text) in [
+            (r#"{"Vec":[0,0],"Error":1}"#, 500, "incompatible coordinate"),
+            (
+                r#"{"Vec":[1e9,0,0,0,0,0,0,0],"Error":1,"Height":0}"#,
+                500,
+                "invalid coordinate",
+            ),
+            (
+                r#"{"Vec":[0,0,0,0,0,0,0,0],"Error":-1,"Height":0}"#,
+                500,
+                "invalid coordinate",
+            ),
+        ] {
+            let refused = world
+                .put(
+                    "/v1/coordinate/update",
+                    format!(r#"{{"Node":"g1","Coord":{coordinate}}}"#),
+                )
+                .await;
+            assert_eq!((refused.status.as_u16(), refused.text()), (status, text));
+        }
+        let broken = world
+            .put("/v1/coordinate/update", r#"{"Node":"g1","Coord":{"Vec":"x"}}"#)
+            .await;
+        assert_eq!(broken.status, StatusCode::BAD_REQUEST);
+    });
+    let config = HttpConfig {
+        disable_coordinates: true,
+        ..HttpConfig::default()
+    };
+    run(config, |world| async move {
+        for path in [
+            "/v1/coordinate/nodes",
+            "/v1/coordinate/node/g1",
+            "/v1/coordinate/datacenters",
+        ] {
+            let refused = world.get(path).await;
+            assert_eq!(
+                (refused.status.as_u16(), refused.text()),
+                (401, "Coordinate support disabled")
+            );
+        }
+        assert_eq!(
+            world.put("/v1/coordinate/update", "{}").await.status,
+            StatusCode::UNAUTHORIZED
+        );
+    });
+}
