@@ -8,10 +8,7 @@
 )]
 
 use bytes::Bytes;
-use futures::executor::block_on;
 use quorate_dns_answer::{Name, encode_question, qtype};
-use quorate_replica::log::{Log, LogError, Options};
-use quorate_rt::{Disk as _, File as _, MemoryDisk, OpenMode};
 use quorate_store::{
     Command, Consistency, KvCommand, KvOperation, KvVerb, Operation, Outcome, Query, SessionCommand, Store,
 };
@@ -456,81 +453,6 @@ fn log_segment() -> io::Result<()> {
     write("log_segment", "segment_damaged", &[&[0], &segment[..]].concat())
 }
 
-/// The files of a log of some entries, truncated and purged now and then.
-async fn log_files(batch_count: u64) -> Result<Vec<Vec<u8>>, LogError> {
-    const OPTIONS: Options = Options {
-        first_segment_len_bytes: 512,
-        segment_len_bytes: 512,
-        cache_len_bytes_max: 256,
-        pending_len_bytes_max: 1024 * 1024,
-    };
-    let memory = "memory takes it";
-    let disk = MemoryDisk::default();
-    let directory = Path::new("/raft");
-    disk.create_dir_all(directory).await.expect(memory);
-    let mut opened = Log::create(disk.clone(), directory, KEY, OPTIONS).await?;
-    for number in 0..batch_count {
-        let index = opened.log.last().map_or(0, |last| last.index + 1);
-        let payload = match number % 4 {
-            0 => Payload::Membership(membership()),
-            _ => Payload::Command(Bytes::from(encode_command(&put("a", &[number as u8; 20])))),
-        };
-        opened
-            .log
-            .append(vec![entry(1 + number / 4, index, payload)], Box::new(|_| {}))
-            .await;
-        match number % 6 {
-            2 => opened.log.save_vote(vote(1 + number / 4), Box::new(|_| {})),
-            3 => opened.log.save_committed(opened.log.last())?,
-            4 => opened.log.truncate(
-                Some(Position {
-                    term: 1 + (number - 1) / 4,
-                    index: index - 1,
-                }),
-                Box::new(|_| {}),
-            ),
-            5 if number > 6 => opened.log.purge(
-                Position {
-                    term: 1 + number / 4,
-                    index,
-                },
-                Box::new(|_| {}),
-            ),
-            _ => {}
-        }
-        opened.writer.flush().await?;
-    }
-    let mut files = Vec::new();
-    for found in disk.list(directory).await.expect(memory) {
-        let file = disk
-            .open(&directory.join(found.name), OpenMode::Read)
-            .await
-            .expect(memory);
-        files.push(file.read_at(0, 512).await.expect(memory));
-    }
-    Ok(files)
-}
-
-fn log_recovery() -> io::Result<()> {
-    for (name, batch_count) in [("fresh", 0), ("short", 3), ("two", 6), ("several", 17)] {
-        let files = block_on(log_files(batch_count))?.concat();
-        write("log_recovery", name, &[&[0], &files[..]].concat())?;
-        write(
-            "log_recovery",
-            &format!("{name}_repaired"),
-            &[&[3], &files[..]].concat(),
-        )?;
-        let mut torn = files.clone();
-        let used = torn
-            .iter()
-            .rposition(|byte| *byte != 0)
-            .expect("it begins with a batch");
-        torn[used] = 0;
-        write("log_recovery", &format!("{name}_torn"), &[&[0], &torn[..]].concat())?;
-    }
-    Ok(())
-}
-
 fn rpc_frame() -> io::Result<()> {
     let hello = Hello {
         cluster_id: Some(KEY),
@@ -721,7 +643,6 @@ fn main() -> io::Result<()> {
     dns()?;
     gossip()?;
     log_segment()?;
-    log_recovery()?;
     snapshot()?;
     rpc_frame()?;
     command()

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 const MEMBERS: usize = 20;
+/// Shorter than the shortest suspicion in a pool of this size: 4 s times log10 of 20.
+const PAUSE: Duration = Duration::from_secs(3);
 
 /// Name and status of every member as this agent sees them. 1 alive, 3 left, 4 failed (Serf's numbers).
 fn statuses(agent: &Agent) -> Option<BTreeMap<String, u64>> {
@@ -52,7 +54,6 @@ fn twenty_members_keep_one_that_pauses_and_fail_one_that_died() {
     let reached = agents[3].cli(&["reachability"]);
     reached.check(0, "20 of 20 members answered.\nNo faulty link is known.\n", "");
 
-    // Shorter than the shortest suspicion in a pool of this size (4 s times log10 of 20).
     agents[6].signal("STOP");
     let stopped_at = Instant::now();
     let reached = agents[3].cli(&["reachability", "-timeout=1s"]);
@@ -64,11 +65,11 @@ fn twenty_members_keep_one_that_pauses_and_fail_one_that_died() {
         "{}",
         reached.stdout
     );
-    while stopped_at.elapsed() < Duration::from_secs(3) {
+    wait_until("the pause is over", || {
         let seen = statuses(&agents[0]).expect("the first agent answers");
         assert_eq!(seen.get("m7"), Some(&1), "a short pause is no failure");
-        std::thread::sleep(LOOK_INTERVAL);
-    }
+        stopped_at.elapsed() > PAUSE
+    });
     agents[6].signal("CONT");
     wait_until("all see m7 alive", || all_see(&agents, "m7", 1));
 
