@@ -17,7 +17,11 @@ use quorate_types::{
     Check, Deregistration, Incarnation, Instant, KvPair, LogIndex, ModifyIndex, NodeId, Registration, Service, Session,
     Uuid, WallTime,
 };
+use quorate_user_events::{
+    EventState, LamportTime, Message as EventMessage, Query as EventQuery, QueryId, UserEvent,
+};
 use quorate_wire::codec;
+use quorate_wire::events::{encode_payload, encode_state};
 use quorate_wire::frame::{ConnectionKind, FrameHeader, Hello, HelloReply, What, preamble};
 use quorate_wire::gossip::{StreamMessage, encode_frame, encode_packet};
 use quorate_wire::keyring::{Keyring, RingKey};
@@ -207,6 +211,48 @@ fn gossip() -> io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+fn user_events() -> io::Result<()> {
+    let event = Arc::new(UserEvent {
+        ltime: LamportTime(2),
+        id: Uuid::from_bytes([7; 16]),
+        name: "deploy".to_owned(),
+        payload: b"v2".to_vec(),
+        node_filter: "^web-".to_owned(),
+        service_filter: "web".to_owned(),
+        tag_filter: "(blue|green)".to_owned(),
+        version: 1,
+    });
+    let id = NodeId(Uuid::from_bytes([2; 16]));
+    let query = Arc::new(EventQuery {
+        ltime: LamportTime(3),
+        id: QueryId(9),
+        from: id,
+        address: ([127, 0, 0, 2], 8301).into(),
+        timeout: Duration::from_secs(15),
+        wants_ack: true,
+        name: "whoami".to_owned(),
+        payload: b"?".to_vec(),
+    });
+    let response = EventMessage::QueryResponse {
+        query: QueryId(9),
+        from: id,
+        payload: b"n2".to_vec(),
+    };
+    let ack = EventMessage::QueryAck {
+        query: QueryId(9),
+        from: id,
+    };
+    let messages = [EventMessage::Event(Arc::clone(&event)), EventMessage::Query(query), ack, response];
+    let payload = encode_payload(&messages);
+    write("user_events", "messages", &[&[0], &payload[1..]].concat())?;
+    let state = encode_state(&EventState {
+        event_clock: LamportTime(5),
+        query_clock: LamportTime(3),
+        events: vec![event],
+    });
+    write("user_events", "state", &[&[1], &state[1..]].concat())
 }
 
 fn node(last: u8) -> NodeId {
@@ -642,6 +688,7 @@ fn main() -> io::Result<()> {
     sealed()?;
     dns()?;
     gossip()?;
+    user_events()?;
     log_segment()?;
     snapshot()?;
     rpc_frame()?;
