@@ -470,8 +470,8 @@ fn join_report(options: &Options) -> Report {
 /// Bounds wide enough that only a broken rule breaks them.
 fn check_report(options: &Options) -> Report {
     let plan = Plan {
-        interval_count: options.sample.min(60),
-        threshold_count: options.threshold.min(24),
+        interval_count: options.sample.min(24),
+        threshold_count: options.threshold.min(12),
         ..options.plan()
     };
     let rows: Vec<Swept> = [(Parts::Swim, BASE), (Parts::Lifeguard, BASE), (Parts::Quorate, DEFAULT)]
@@ -479,7 +479,7 @@ fn check_report(options: &Options) -> Report {
         .into();
     let (swim, lifeguard, ours) = (&rows[0].2, &rows[1].2, &rows[2].2);
     let mut goals = vec![
-        Goal::within("SWIM's FP a run", swim.fp_per_run(), 10.0, 800.0, ""),
+        Goal::within("SWIM's FP a run", swim.fp_per_run(), 4.0, 800.0, ""),
         Goal::at_most("Lifeguard's FP, of SWIM's", fp_percents(lifeguard, swim).0, 30.0, " %"),
         Goal::at_most("our FP, of SWIM's", fp_percents(ours, swim).0, 10.0, " %"),
         Goal::at_most("our FP-, of SWIM's", fp_percents(ours, swim).1, 10.0, " %"),
