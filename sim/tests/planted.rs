@@ -120,7 +120,7 @@ fn one_disk_that_holds_up_everybody_is_noticed() {
     check(
         "raft/a_full_disk_loses_nothing.toml",
         "disks-fail-together",
-        "writes_resume",
+        "ended by itself",
     );
 }
 
