@@ -855,6 +855,9 @@ fn openraft_config<R: RaftRt>(
         api_channel_size: Some(API_CALL_COUNT_MAX),
         enable_elect: may_stand,
         enable_pre_vote: Some(true),
+        // A follower's last write may be damaged after it was acknowledged, and is cut then: it must be given again. Otherwise
+        // the leader takes it for delivered for ever. What is committed stays so: a quorum still holds it.
+        allow_log_reversion: Some(true),
         // A leader that restarts has forgotten what it promised, like everyone else.
         enable_leader_restore: Some(false),
         backoff: "20ms 40ms ...500ms".to_owned(),

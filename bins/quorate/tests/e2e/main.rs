@@ -806,6 +806,39 @@ fn log_batches(agent: &Agent) -> (PathBuf, Vec<std::ops::Range<usize>>) {
 }
 
 #[test]
+fn a_follower_that_lost_the_end_of_its_log_is_given_it_again_and_counts() {
+    let mut cluster = Cluster::start();
+    for number in 0..20 {
+        cluster.write(&format!("k{number}"), "v");
+    }
+    let leader = cluster.leader();
+    let (follower, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let damaged = &mut cluster.servers[follower];
+    damaged.kill();
+    let (path, batches) = log_batches(damaged);
+    let mut bytes = fs::read(&path).expect("the log can be read");
+    let cut = &batches[batches.len() - 6];
+    let end = batches.last().expect("there are batches").end;
+    bytes[cut.start + 24..end].fill(0);
+    fs::write(&path, &bytes).expect("the log can be written");
+    damaged.start();
+    wait_until("the follower tells that it cut its log", || {
+        cluster.servers[follower]
+            .output()
+            .contains("the log's last write is not whole")
+    });
+    wait_until("the follower has all again", || {
+        (0..20).all(|number| {
+            let reply = cluster.servers[follower].http("GET", &format!("/v1/kv/k{number}?stale&raw"), "");
+            reply.is_some_and(|reply| reply.status == 200 && reply.body == "v")
+        })
+    });
+    cluster.servers[other].kill();
+    cluster.write("after", "v");
+    cluster.check_read_everywhere("after", "v");
+}
+
+#[test]
 fn a_server_refuses_a_corrupt_log_and_cuts_a_torn_one() {
     let mut agent = lone_server();
     agent.start();

@@ -28,7 +28,8 @@ pub struct Opened<D: Disk> {
     pub torn: Option<Torn>,
 }
 
-/// Where a write that was never acknowledged began.
+/// Where a write began that is not whole: one that was under way, or the last one, damaged since. Which of the two
+/// nothing tells. The leader gives again what is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Torn {
     pub path: PathBuf,
@@ -257,6 +258,10 @@ impl<D: Disk> Log<D> {
                 let what = format!("{}, before a sound one at offset {at}", segment.head_fault(&key));
                 return Err(segment.corrupt(0, what));
             }
+            if segment.content.is_empty() {
+                tracing::warn!(path = %segment.path.display(),
+                    "a segment of the log is empty: the process ended while it made it, or the content was lost");
+            }
             // One that was not filled yet is short, and all zeros.
             if segment.used_from(0).is_some() {
                 segment.check_len(&options)?;
@@ -392,7 +397,7 @@ impl<D: Disk> Log<D> {
             })
         });
         if let Some(Torn { path, offset }) = &torn {
-            tracing::warn!(path = %path.display(), offset, "the log's last write was torn: cut it, nothing acknowledged is lost");
+            tracing::warn!(path = %path.display(), offset, "the log's last write is not whole: cut it. What of it was acknowledged, if the disk lost it later, the leader gives again");
         }
         let cached_len_bytes = slots.iter().filter_map(|slot| slot.cached.as_ref()).map(weight).sum();
         let mut state = State {
