@@ -17,9 +17,7 @@ use quorate_types::{
     Check, Deregistration, Incarnation, Instant, KvPair, LogIndex, ModifyIndex, NodeId, Registration, Service, Session,
     Uuid, WallTime,
 };
-use quorate_user_events::{
-    EventState, LamportTime, Message as EventMessage, Query as EventQuery, QueryId, UserEvent,
-};
+use quorate_user_events::{EventState, LamportTime, Message as EventMessage, Query as EventQuery, QueryId, UserEvent};
 use quorate_wire::codec;
 use quorate_wire::events::{encode_payload, encode_state};
 use quorate_wire::frame::{ConnectionKind, FrameHeader, Hello, HelloReply, What, preamble};
@@ -244,7 +242,12 @@ fn user_events() -> io::Result<()> {
         query: QueryId(9),
         from: id,
     };
-    let messages = [EventMessage::Event(Arc::clone(&event)), EventMessage::Query(query), ack, response];
+    let messages = [
+        EventMessage::Event(Arc::clone(&event)),
+        EventMessage::Query(query),
+        ack,
+        response,
+    ];
     let payload = encode_payload(&messages);
     write("user_events", "messages", &[&[0], &payload[1..]].concat())?;
     let state = encode_state(&EventState {

@@ -4,8 +4,8 @@
 //! one that is needed: from there on none may be missing, and all are replayed. Older ones were freed. Each segment's
 //! beginning has to agree with what was replayed before it, and live entries to begin right after the purged ones.
 //!
-//! What cannot be seen: that whole batches at the log's end, or its newest segment, were replaced by zeros. A crash
-//! leaves the same when nothing of the last batch reached the disk.
+//! What cannot be seen: that whole batches at the log's end, or its newest segment, were replaced by zeros, or that the
+//! newest segment was removed. A crash leaves the same when nothing of the last batch reached the disk.
 
 use super::*;
 use quorate_rt::{File as _, OpenMode};
@@ -13,6 +13,8 @@ use quorate_wire::log::{BATCH_HEADER_LEN_BYTES, BatchWriter, Membership};
 
 /// Segments are `log-` and eight digits.
 const NAME_PREFIX: &str = "log-";
+/// The extension of one that is being filled.
+pub(super) const UNFILLED: &str = "unfilled";
 /// Of generations, batches and entries. No counting reaches it, and what counts on from it does not overflow.
 const NUMBER_MAX: u64 = 1 << 62;
 /// A damaged length must not fill the memory. Far above any segment: batches are bounded by what may be pending.
@@ -78,7 +80,7 @@ impl<F> Found<F> {
         let rest = self.content.get(offset..)?;
         rest.iter().position(|byte| *byte != 0).map(|at| offset + at)
     }
-    /// Segments are filled with zeros and synced before their first batch: no crash leaves a used one short.
+    /// Segments are filled with zeros and synced before they get their name: no crash leaves one short.
     fn check_len(&self, options: &Options) -> Result<(), LogError> {
         let name = self.path.file_name().and_then(|name| name.to_str());
         let len_min = match name.and_then(segment_number) == Some(1) {
@@ -258,14 +260,7 @@ impl<D: Disk> Log<D> {
                 let what = format!("{}, before a sound one at offset {at}", segment.head_fault(&key));
                 return Err(segment.corrupt(0, what));
             }
-            if segment.content.is_empty() {
-                tracing::warn!(path = %segment.path.display(),
-                    "a segment of the log is empty: the process ended while it made it, or the content was lost");
-            }
-            // One that was not filled yet is short, and all zeros.
-            if segment.used_from(0).is_some() {
-                segment.check_len(&options)?;
-            }
+            segment.check_len(&options)?;
         }
         let newest_found = sound.last().expect("there is a newest one");
         let first = first_generation(&key, newest_found)?;
@@ -574,8 +569,19 @@ fn first_generation<F>(key: &Uuid, found: &Found<F>) -> Result<u64, LogError> {
     }
 }
 
+/// The segments that have their length; what a crash left of others is removed.
 async fn segment_names<D: Disk>(disk: &D, directory: &Path) -> Result<Vec<(u64, String)>, LogError> {
     let entries = disk.list(directory).await.map_err(LogError::io("list", directory))?;
+    for entry in &entries {
+        let stem = entry
+            .name
+            .strip_suffix(UNFILLED)
+            .and_then(|stem| stem.strip_suffix('.'));
+        if stem.and_then(segment_number).is_some() {
+            let path = directory.join(&entry.name);
+            disk.remove_file(&path).await.map_err(LogError::io("remove", &path))?;
+        }
+    }
     Ok(entries
         .into_iter()
         .filter(|entry| !entry.is_dir)

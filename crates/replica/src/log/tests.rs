@@ -422,7 +422,7 @@ fn a_segment_that_is_missing_or_cut_is_refused() {
             if generation < first {
                 continue;
             }
-            for len in [batches[0].end / 2, batches[0].end, content.len() - 1] {
+            for len in [0, batches[0].end / 2, batches[0].end, content.len() - 1] {
                 let mut cut = files.clone();
                 cut[at].1.truncate(len);
                 let err = refusal(&cut).await;

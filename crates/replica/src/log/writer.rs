@@ -3,7 +3,7 @@
 //! One loop: take all that is pending, make it one batch, write and sync it, tell who waits. While the disk works, the next
 //! batch gathers. A batch that does not fit its segment begins the next one, which was prepared meanwhile.
 
-use super::recovery::segment_path;
+use super::recovery::{UNFILLED, segment_path};
 use super::*;
 use futures::future::{BoxFuture, Either, select};
 use quorate_rt::{File as _, OpenMode, Rt};
@@ -354,7 +354,7 @@ impl<D: Disk> Writer<D> {
         Ok(())
     }
 
-    /// A new segment's file on its way.
+    /// A new segment's file on its way. It gets its name once it has its length: a short one under that name was cut.
     fn filling(
         &mut self,
         len_bytes: u64,
@@ -363,19 +363,23 @@ impl<D: Disk> Writer<D> {
         self.number_next += 1;
         let (disk, directory) = (self.disk.clone(), self.directory.clone());
         async move {
+            let unfilled = path.with_extension(UNFILLED);
             let file = disk
-                .open(&path, OpenMode::CreateNew)
+                .open(&unfilled, OpenMode::CreateNew)
                 .await
-                .map_err(LogError::io("create", &path))?;
+                .map_err(LogError::io("create", &unfilled))?;
             let mut offset = 0;
             while offset < len_bytes {
                 let piece = FILL_LEN_BYTES.min(usize::try_from(len_bytes - offset).unwrap_or(usize::MAX));
                 file.write_at(offset, Bytes::from(vec![0; piece]))
                     .await
-                    .map_err(LogError::io("fill", &path))?;
+                    .map_err(LogError::io("fill", &unfilled))?;
                 offset += piece as u64;
             }
-            file.sync_all().await.map_err(LogError::io("sync", &path))?;
+            file.sync_all().await.map_err(LogError::io("sync", &unfilled))?;
+            disk.rename(&unfilled, &path)
+                .await
+                .map_err(LogError::io("name", &path))?;
             disk.sync_dir(&directory)
                 .await
                 .map_err(LogError::io("sync", &directory))?;
