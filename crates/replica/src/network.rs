@@ -15,9 +15,9 @@ use openraft::raft::{
     VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, raft::TransferLeaderError};
-use quorate_types::{NodeId, Uuid};
+use quorate_types::{Instant, NodeId, Uuid};
 use quorate_wire::frame::{ConnectionKind, Hello, What};
-use quorate_wire::log::Server;
+use quorate_wire::log::{Position, Server, Vote as WireVote};
 use quorate_wire::raft::{self as wire, BulkReply, BulkRequest, RaftReply, RaftRequest};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -97,6 +97,45 @@ pub struct Network<R: RaftRt> {
     pub rt: R,
     pub pool: Pool<R>,
     pub book: Arc<AddressBook>,
+    pub candidacy: Arc<Candidacy>,
+}
+
+/// Parts two servers that stand for the same term at the same moment.
+///
+/// A pre-vote binds nobody, so each grants the other's, both go on to vote for themselves, and a whole election timeout is
+/// lost; with clocks that tick together, several in a row. While a server asks for pre-votes itself, it refuses them to one
+/// with a lower id whose log is no better. Only the moment is decided by this: an election needs the same quorum as ever.
+#[derive(Default)]
+pub struct Candidacy {
+    standing: Mutex<Option<Standing>>,
+}
+
+#[derive(Clone, Copy)]
+struct Standing {
+    at: Instant,
+    vote: WireVote,
+    last: Option<Position>,
+}
+
+impl Candidacy {
+    fn stand(&self, now: Instant, request: &wire::VoteRequest) {
+        let standing = Standing {
+            at: now,
+            vote: request.vote,
+            last: request.last,
+        };
+        *self.standing.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(standing);
+    }
+    /// Whether this server stands for the same term itself, since less than `within`, and is to be preferred.
+    pub fn is_preferred_to(&self, now: Instant, within: Duration, request: &wire::VoteRequest) -> bool {
+        let standing = *self.standing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        standing.is_some_and(|own| {
+            now - own.at < within
+                && own.vote.term == request.vote.term
+                && own.vote.node > request.vote.node
+                && own.last >= request.last
+        })
+    }
 }
 
 impl<R: RaftRt> RaftNetworkFactory<Types<R>> for Network<R> {
@@ -107,6 +146,7 @@ impl<R: RaftRt> RaftNetworkFactory<Types<R>> for Network<R> {
             rt: self.rt.clone(),
             pool: self.pool.clone(),
             book: Arc::clone(&self.book),
+            candidacy: Arc::clone(&self.candidacy),
             target,
         }
     }
@@ -117,6 +157,7 @@ pub struct Client<R: RaftRt> {
     rt: R,
     pool: Pool<R>,
     book: Arc<AddressBook>,
+    candidacy: Arc<Candidacy>,
     target: NodeId,
 }
 
@@ -264,7 +305,9 @@ impl<R: RaftRt> RaftNetworkV2<Types<R>> for Client<R> {
         request: VoteRequest<Types<R>>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types<R>>, RPCError<Types<R>>> {
-        let request = RaftRequest::PreVote(vote_request(&request));
+        let request = vote_request(&request);
+        self.candidacy.stand(self.rt.now(), &request);
+        let request = RaftRequest::PreVote(request);
         vote_response(self.call(request, option.soft_ttl()).await?)
     }
 
@@ -304,5 +347,42 @@ impl<R: RaftRt> RaftNetworkV2<Types<R>> for Client<R> {
             })),
             reply => Err(unexpected(reply)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(term: u64, node: u8, last: u64) -> wire::VoteRequest {
+        wire::VoteRequest {
+            vote: WireVote {
+                term,
+                node: NodeId(Uuid::from_bytes([node; 16])),
+                committed: false,
+            },
+            last: Some(Position { term: 1, index: last }),
+            is_transfer: false,
+        }
+    }
+
+    #[test]
+    fn of_two_that_stand_for_a_term_at_once_one_yields_and_never_the_one_with_the_better_log() {
+        let within = Duration::from_millis(250);
+        let at = |millis| Instant::ZERO + Duration::from_millis(millis);
+        let candidacy = Candidacy::default();
+        assert!(
+            !candidacy.is_preferred_to(at(0), within, &request(2, 1, 7)),
+            "it does not stand"
+        );
+        candidacy.stand(at(1000), &request(2, 5, 7));
+        let is_preferred =
+            |now, node, last, term| candidacy.is_preferred_to(at(now), within, &request(term, node, last));
+        assert!(is_preferred(1000, 1, 7, 2));
+        assert!(is_preferred(1249, 1, 6, 2));
+        assert!(!is_preferred(1250, 1, 7, 2), "its moment is over");
+        assert!(!is_preferred(1000, 9, 7, 2), "the higher id goes first");
+        assert!(!is_preferred(1000, 1, 8, 2), "a better log goes first");
+        assert!(!is_preferred(1000, 1, 7, 3), "another term is another election");
     }
 }

@@ -3,7 +3,7 @@
 use crate::identity::{self, IdentityError, Keeper};
 use crate::log::{self, Log, LogError};
 use crate::machine::{Machine, Published};
-use crate::network::{AddressBook, Network, ServerGreeter};
+use crate::network::{AddressBook, Candidacy, Network, ServerGreeter};
 use crate::service::{Answers, Contact};
 use crate::snapshot::{SnapshotFileError, Snapshots};
 use crate::transport::client::{CallFailure, Pool, Target};
@@ -430,10 +430,12 @@ impl<R: RaftRt> Replica<R> {
                 book: Arc::clone(&book),
             },
         );
+        let candidacy = Arc::new(Candidacy::default());
         let network = Network {
             rt: rt.clone(),
             pool: pool.clone(),
             book: Arc::clone(&book),
+            candidacy: Arc::clone(&candidacy),
         };
         let log = opened.log;
         let written = Arc::new(Mutex::new(None));
@@ -495,6 +497,9 @@ impl<R: RaftRt> Replica<R> {
             votes_from,
             is_stopping,
             transfer_count: AtomicU64::new(0),
+            candidacy,
+            // Shorter than any election timeout.
+            candidacy_time: timing.election_min / 2,
         });
         let serve = server::serve(rt.clone(), listener, service, config.connections_per_client_max);
         let mut tasks = vec![rt.spawn("rpc-accept", serve)];

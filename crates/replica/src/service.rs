@@ -4,7 +4,7 @@ use crate::RequestHandler;
 use crate::identity::Keeper;
 use crate::log::Log;
 use crate::machine::Machine;
-use crate::network::AddressBook;
+use crate::network::{AddressBook, Candidacy};
 use crate::snapshot::{Receiving, Snapshots};
 use crate::transport::server::{Peer, Service};
 use crate::types::{self, RaftRt, Snapshot, SnapshotMeta, StoredMembership, Types};
@@ -24,6 +24,7 @@ use quorate_wire::log::Vote;
 use quorate_wire::raft::{BulkReply, BulkRequest, Control, ControlReply, RaftReply, RaftRequest};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// A snapshot on its way in over one connection.
 struct Transfer<R: RaftRt> {
@@ -48,6 +49,9 @@ pub struct Answers<R: RaftRt, H> {
     /// From then on nobody gets an answer.
     pub is_stopping: Arc<AtomicBool>,
     pub transfer_count: AtomicU64,
+    pub candidacy: Arc<Candidacy>,
+    /// How long standing for a term may take. Then another may.
+    pub candidacy_time: Duration,
 }
 
 /// When the leader was last heard of.
@@ -173,6 +177,12 @@ impl<R: RaftRt, H: RequestHandler> Answers<R, H> {
                 voted(response.map_err(|err| err.to_string())?)
             }
             RaftRequest::PreVote(request) => {
+                if self
+                    .candidacy
+                    .is_preferred_to(self.rt.now(), self.candidacy_time, &request)
+                {
+                    return Err("this server stands for the same term".to_owned());
+                }
                 let response = self.raft.pre_vote(self.vote_request(request)?).await;
                 voted(response.map_err(|err| err.to_string())?)
             }
