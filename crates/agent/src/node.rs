@@ -543,21 +543,30 @@ impl<R: RaftRt> Agent<R> {
                 Err(_) => tracing::warn!("leadership was not handed over in time"),
             }
         }
+        let peers: Vec<NodeId> = others
+            .map(|replica| replica.status().voters)
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|voter| *voter != inner.node_id)
+            .collect();
         let leave_wan = async {
             if let Some(wan) = &inner.wan {
                 wan.leave().await;
             }
         };
         futures::future::join(leave_wan, inner.gossip.leave()).await;
-        if others.is_some() {
+        if let Some(replica) = others {
             // The new leader removes this server. It is waited for, so that the quorum never counts one that is gone.
             let removed = async {
                 loop {
-                    // The leader is asked: who is removed hears no more of the log.
-                    if let Ok(configuration) = inner.router.raft_configuration(false).await
-                        && configuration.servers.iter().all(|server| server.id != inner.node_id)
-                    {
-                        return;
+                    // The others are asked, who know their leader: who is removed hears no more of the log, and soon
+                    // follows nobody.
+                    for peer in &peers {
+                        if let Some(servers) = inner.router.configuration_at(replica, *peer).await
+                            && servers.iter().all(|server| server.id != inner.node_id)
+                        {
+                            return;
+                        }
                     }
                     inner.rt.sleep(Duration::from_millis(50)).await;
                 }

@@ -675,6 +675,20 @@ impl<R: RaftRt> Router<R> {
         }
     }
 
+    /// The servers of the configuration, as another server has them from the leader it knows; `None` without an answer.
+    pub async fn configuration_at(&self, replica: &Replica<R>, server: NodeId) -> Option<Vec<RaftServer>> {
+        // One hop less than the most: it asks its leader, and that one nobody.
+        let request = Request::RaftConfiguration {
+            stale: false,
+            hops: HOPS_MAX.saturating_sub(1),
+        };
+        let deadline = self.rt.now() + STALE_CALL_TIMEOUT;
+        match replica.call_server(server, &request, deadline).await {
+            Ok(Response::RaftConfiguration(reply)) => Some(reply.servers),
+            _ => None,
+        }
+    }
+
     async fn raft_configuration_here(
         &self,
         replica: &Replica<R>,
