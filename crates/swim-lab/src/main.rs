@@ -2,21 +2,19 @@
 //!
 //! In: a command and its options. Out: a report as text, and as a page and as JSON when files for them are named. The
 //! exit code says whether what was asked for could be done; `check`'s also whether its bounds held.
-//! Not here: the experiments (`paper`, `stress`). Wall time is read here, and only to say how fast the lab is.
-#![allow(
-    clippy::disallowed_methods,
-    reason = "a tool of developers: it reads a clock and writes the files it is told to"
-)]
+//! Not here: the experiments (`paper`, `stress`). Real time is read here, and only to say how fast the lab is.
 
+use quorate_rt::production::{TokioRt, block_on};
+use quorate_rt::{Disk as _, Rt as _};
 use quorate_swim_lab::paper::{ALPHAS, BASE, BETAS, DEFAULT, Parts, Setting, Tuning, interval_grid, threshold_grid};
 use quorate_swim_lab::report::{self, Chart, ChartKind, Goal, Report, Swept, Table, figure, fp_percents};
 use quorate_swim_lab::stress::{Joined, Trouble, join, lossy, steady};
 use quorate_swim_lab::sweep::{Plan, sweep};
 use quorate_swim_lab::world::Block;
 use quorate_swim_lab::{page, text};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use thiserror::Error;
 
 const HELP: &str = "\
@@ -59,6 +57,8 @@ enum Refused {
         value: String,
         why: &'static str,
     },
+    #[error("start the lab: {0}")]
+    Start(std::io::Error),
     #[error("write {path}: {source}")]
     Write { path: String, source: std::io::Error },
     #[error("{0} of the bounds are broken")]
@@ -162,7 +162,8 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         };
     }
-    match run(&arguments) {
+    let ran = block_on(1, |rt| async move { run(&rt, &arguments).await });
+    match ran.map_err(Refused::Start).and_then(|ran| ran) {
         Ok(()) => ExitCode::SUCCESS,
         Err(refused) => {
             eprintln!("swim-lab: {refused}");
@@ -171,26 +172,26 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &[String]) -> Result<(), Refused> {
+async fn run(rt: &TokioRt, arguments: &[String]) -> Result<(), Refused> {
     let options = Options::parse(&arguments[1..])?;
     let mut report = match arguments[0].as_str() {
-        "sweep" => sweep_report(&options),
-        "tuning" => tuning_report(&options),
-        "own" => own_report(&options),
-        "lossy" => lossy_report(&options),
-        "scale" => scale_report(&options),
+        "sweep" => sweep_report(rt, &options).await,
+        "tuning" => tuning_report(rt, &options).await,
+        "own" => own_report(rt, &options).await,
+        "lossy" => lossy_report(rt, &options),
+        "scale" => scale_report(rt, &options),
         "join" => join_report(&options),
-        "check" => check_report(&options),
+        "check" => check_report(rt, &options).await,
         other => return Err(Refused::Command(other.to_owned())),
     };
     report.command = format!("cargo xtask swim-lab {}", arguments.join(" "));
     print!("{}", text::render(&report));
     if let Some(path) = &options.html {
-        write(path, &page::render(&report))?;
+        write(rt, path, page::render(&report)).await?;
     }
     if let Some(path) = &options.json {
         let json = serde_json::to_string_pretty(&report).expect("a report has text keys and finite numbers");
-        write(path, &json)?;
+        write(rt, path, json).await?;
     }
     let broken = report.goals.iter().filter(|goal| !goal.is_reached).count();
     if arguments[0] == "check" && broken > 0 {
@@ -199,18 +200,19 @@ fn run(arguments: &[String]) -> Result<(), Refused> {
     Ok(())
 }
 
-fn write(path: &PathBuf, text: &str) -> Result<(), Refused> {
-    std::fs::write(path, text).map_err(|source| Refused::Write {
+async fn write(rt: &TokioRt, path: &Path, text: String) -> Result<(), Refused> {
+    let written = rt.disk().replace(path, text.into()).await;
+    written.map_err(|source| Refused::Write {
         path: path.display().to_string(),
         source,
     })
 }
 
 /// One row, with a line on how long it took.
-fn swept(parts: Parts, tuning: Tuning, setting: &Setting, plan: Plan) -> Swept {
-    let started_at = Instant::now();
-    let row = sweep(setting, plan);
-    let seconds = started_at.elapsed().as_secs_f64();
+async fn swept(rt: &TokioRt, parts: Parts, tuning: Tuning, setting: &Setting, plan: Plan) -> Swept {
+    let started_at = rt.now();
+    let row = sweep(rt, setting, plan).await;
+    let seconds = (rt.now() - started_at).as_secs_f64();
     let runs = row.interval_runs + row.threshold_runs;
     eprintln!(
         "{}: {runs} runs in {seconds:.1} s on {} threads; FP {} FP- {}",
@@ -244,18 +246,14 @@ fn with_rows(title: &str, plan: Plan, rows: Vec<Swept>, goals: Vec<Goal>) -> Rep
 }
 
 /// The baseline comes first and is always run: the rest is told as shares of it.
-fn baseline(plan: Plan, block: Block) -> Swept {
-    swept(
-        Parts::Swim,
-        BASE,
-        &Setting::new(Parts::Swim, BASE).with_block(block),
-        plan,
-    )
+async fn baseline(rt: &TokioRt, plan: Plan, block: Block) -> Swept {
+    let setting = Setting::new(Parts::Swim, BASE).with_block(block);
+    swept(rt, Parts::Swim, BASE, &setting, plan).await
 }
 
-fn sweep_report(options: &Options) -> Report {
+async fn sweep_report(rt: &TokioRt, options: &Options) -> Report {
     let plan = options.plan();
-    let mut rows = vec![baseline(plan, options.block)];
+    let mut rows = vec![baseline(rt, plan, options.block).await];
     let mut goals = Vec::new();
     for parts in &options.parts {
         let tunings: &[Tuning] = match parts {
@@ -265,12 +263,8 @@ fn sweep_report(options: &Options) -> Report {
             Parts::Quorate => &[DEFAULT],
         };
         for tuning in tunings {
-            let row = swept(
-                *parts,
-                *tuning,
-                &Setting::new(*parts, *tuning).with_block(options.block),
-                plan,
-            );
+            let setting = Setting::new(*parts, *tuning).with_block(options.block);
+            let row = swept(rt, *parts, *tuning, &setting, plan).await;
             if *parts == Parts::Quorate {
                 goals.extend(report::default_goals(&row.2, &rows[0].2));
             }
@@ -280,20 +274,20 @@ fn sweep_report(options: &Options) -> Report {
     with_rows("Lifeguard's experiments", plan, rows, goals)
 }
 
-fn tuning_report(options: &Options) -> Report {
+async fn tuning_report(rt: &TokioRt, options: &Options) -> Report {
     let plan = options.plan();
     let parts: Vec<Parts> = if options.parts.len() == Parts::ALL.len() {
         vec![Parts::Lifeguard, Parts::Quorate]
     } else {
         options.parts.clone()
     };
-    let mut rows = vec![baseline(plan, options.block)];
+    let mut rows = vec![baseline(rt, plan, options.block).await];
     for parts in parts {
         for alpha in ALPHAS {
             for beta in BETAS {
                 let tuning = Tuning { alpha, beta };
                 let setting = Setting::new(parts, tuning).with_block(options.block);
-                rows.push(swept(parts, tuning, &setting, plan));
+                rows.push(swept(rt, parts, tuning, &setting, plan).await);
             }
         }
     }
@@ -320,16 +314,16 @@ fn own_settings() -> Vec<Setting> {
     ]
 }
 
-fn own_report(options: &Options) -> Report {
+async fn own_report(rt: &TokioRt, options: &Options) -> Report {
     let plan = options.plan();
-    let mut rows = vec![baseline(plan, options.block)];
+    let mut rows = vec![baseline(rt, plan, options.block).await];
     let mut goals = Vec::new();
     for setting in own_settings() {
         let tuning = Tuning {
             alpha: setting.config.suspicion_mult,
             beta: setting.config.suspicion_max_timeout_mult,
         };
-        let row = swept(Parts::Quorate, tuning, &setting, plan);
+        let row = swept(rt, Parts::Quorate, tuning, &setting, plan).await;
         goals.extend(report::own_goals(&row.2, &rows[0].2));
         rows.push(row);
     }
@@ -341,7 +335,7 @@ fn own_report(options: &Options) -> Report {
     report
 }
 
-fn lossy_report(options: &Options) -> Report {
+fn lossy_report(rt: &TokioRt, options: &Options) -> Report {
     let members = options.members.unwrap_or(1000);
     let parts: Vec<Parts> = if options.parts.len() == Parts::ALL.len() {
         vec![Parts::Lifeguard, Parts::Quorate]
@@ -351,13 +345,13 @@ fn lossy_report(options: &Options) -> Report {
     let mut outcomes = Vec::new();
     for parts in parts {
         for trouble in Trouble::ALL {
-            let started_at = Instant::now();
+            let started_at = rt.now();
             outcomes.push(lossy(&Setting::new(parts, DEFAULT), trouble, members, options.seed));
             eprintln!(
                 "{}, {}: {:.1} s",
                 parts.name(),
                 trouble.name(),
-                started_at.elapsed().as_secs_f64()
+                (rt.now() - started_at).as_secs_f64()
             );
         }
     }
@@ -376,30 +370,19 @@ fn lossy_report(options: &Options) -> Report {
     }
 }
 
-/// Time this thread ran on a core so far (Linux's first field of schedstat, in ns).
-fn cpu_seconds() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    let nanos: f64 = text.split(' ').next()?.parse().ok()?;
-    Some(nanos / 1e9)
-}
-
-fn scale_report(options: &Options) -> Report {
+fn scale_report(rt: &TokioRt, options: &Options) -> Report {
     let members = options.members.unwrap_or(10_000);
     let seconds = options.seconds.unwrap_or(30);
-    let built_at = Instant::now();
+    let built_at = rt.now();
     let mut world = steady(&Setting::new(Parts::Quorate, DEFAULT), members, options.seed);
     // What starting left in queues is not the steady state.
     world.run_for(Duration::from_secs(30));
-    let built = built_at.elapsed().as_secs_f64();
+    let started_at = rt.now();
+    let built = (started_at - built_at).as_secs_f64();
     let before = world.totals();
-    let (started_at, cpu_before) = (Instant::now(), cpu_seconds());
     world.run_for(Duration::from_secs(seconds));
-    let wall = started_at.elapsed().as_secs_f64();
-    // What a core that does nothing else would have taken, where the system tells.
-    let took = match (cpu_before, cpu_seconds()) {
-        (Some(before), Some(after)) => after - before,
-        _ => wall,
-    };
+    // On one thread: a core that does nothing else is what it wants to be measured on.
+    let took = (rt.now() - started_at).as_secs_f64();
     let totals = world.totals().since(&before);
     let speed = seconds as f64 / took;
     let table = Table {
@@ -408,7 +391,6 @@ fn scale_report(options: &Options) -> Report {
             "members",
             "simulated s",
             "took s",
-            "of a core s",
             "simulated s a second of a core",
             "calls into members a second",
             "messages a member and s",
@@ -419,7 +401,6 @@ fn scale_report(options: &Options) -> Report {
         rows: vec![vec![
             members.to_string(),
             seconds.to_string(),
-            figure(wall),
             figure(took),
             figure(speed),
             format!("{:.0}", totals.steps as f64 / took),
@@ -468,15 +449,16 @@ fn join_report(options: &Options) -> Report {
 }
 
 /// Bounds wide enough that only a broken rule breaks them.
-fn check_report(options: &Options) -> Report {
+async fn check_report(rt: &TokioRt, options: &Options) -> Report {
     let plan = Plan {
         interval_count: options.sample.min(24),
         threshold_count: options.threshold.min(12),
         ..options.plan()
     };
-    let rows: Vec<Swept> = [(Parts::Swim, BASE), (Parts::Lifeguard, BASE), (Parts::Quorate, DEFAULT)]
-        .map(|(parts, tuning)| swept(parts, tuning, &Setting::new(parts, tuning), plan))
-        .into();
+    let mut rows = Vec::new();
+    for (parts, tuning) in [(Parts::Swim, BASE), (Parts::Lifeguard, BASE), (Parts::Quorate, DEFAULT)] {
+        rows.push(swept(rt, parts, tuning, &Setting::new(parts, tuning), plan).await);
+    }
     let (swim, lifeguard, ours) = (&rows[0].2, &rows[1].2, &rows[2].2);
     let mut goals = vec![
         Goal::within("SWIM's FP a run", swim.fp_per_run(), 4.0, 800.0, ""),

@@ -6,10 +6,12 @@ use crate::paper::{
     Anomaly, IntervalOutcome, Setting, ThresholdOutcome, interval_grid, run_interval, run_threshold, sample,
     seed_of_run, threshold_grid,
 };
+use futures::future::join_all;
+use quorate_rt::Rt;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Which runs, and how.
@@ -23,26 +25,23 @@ pub struct Plan {
 }
 
 /// All results of `work` on `0..count`, in order, made by `threads` threads.
-pub fn in_parallel<T: Send>(threads: usize, count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let next = AtomicUsize::new(0);
-    let done: Mutex<BTreeMap<usize, T>> = Mutex::new(BTreeMap::new());
-    std::thread::scope(|scope| {
-        for _ in 0..threads.clamp(1, count.max(1)) {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= count {
-                        break;
-                    }
-                    let result = work(number);
-                    done.lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .insert(number, result);
-                }
-            });
-        }
+pub async fn in_parallel<R: Rt, T: Send + 'static>(
+    rt: &R,
+    threads: usize,
+    count: usize,
+    work: impl Fn(usize) -> T + Send + Sync + 'static,
+) -> Vec<T> {
+    let work = Arc::new(work);
+    let next = Arc::new(AtomicUsize::new(0));
+    let workers = (0..threads.clamp(1, count.max(1))).map(|_| {
+        let (work, next) = (Arc::clone(&work), Arc::clone(&next));
+        rt.run_blocking(move || {
+            let numbers = std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)));
+            let numbers = numbers.take_while(|number| *number < count);
+            numbers.map(|number| (number, work(number))).collect::<Vec<_>>()
+        })
     });
-    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let done: BTreeMap<usize, T> = join_all(workers).await.into_iter().flatten().collect();
     assert_eq!(done.len(), count, "each number was worked on");
     done.into_values().collect()
 }
@@ -113,16 +112,17 @@ impl Row {
 }
 
 /// Runs one setting.
-pub fn sweep(setting: &Setting, plan: Plan) -> Row {
+pub async fn sweep<R: Rt>(rt: &R, setting: &Setting, plan: Plan) -> Row {
+    let shared = Arc::new(setting.clone());
     let grid = interval_grid();
     let chosen = sample(grid.len(), plan.interval_count, plan.seed);
-    let outcomes = in_parallel(plan.threads, chosen.len(), |place| {
+    let setting_of_it = Arc::clone(&shared);
+    let outcomes = in_parallel(rt, plan.threads, chosen.len(), move |place| {
         let number = chosen[place];
-        (
-            grid[number],
-            run_interval(setting, grid[number], seed_of_run(plan.seed, number)),
-        )
-    });
+        let seed = seed_of_run(plan.seed, number);
+        (grid[number], run_interval(&setting_of_it, grid[number], seed))
+    })
+    .await;
     let mut row = Row {
         label: setting.label.clone(),
         ..Row::default()
@@ -130,10 +130,11 @@ pub fn sweep(setting: &Setting, plan: Plan) -> Row {
     add_intervals(&mut row, &outcomes);
     let grid = threshold_grid();
     let chosen = sample(grid.len(), plan.threshold_count, plan.seed);
-    let outcomes = in_parallel(plan.threads, chosen.len(), |place| {
+    let outcomes = in_parallel(rt, plan.threads, chosen.len(), move |place| {
         let number = chosen[place];
-        run_threshold(setting, grid[number], seed_of_run(!plan.seed, number))
-    });
+        run_threshold(&shared, grid[number], seed_of_run(!plan.seed, number))
+    })
+    .await;
     add_thresholds(&mut row, &outcomes);
     row
 }
@@ -180,6 +181,7 @@ fn add_thresholds(row: &mut Row, outcomes: &[ThresholdOutcome]) {
 mod tests {
     use super::*;
     use crate::paper::{Parts, Tuning};
+    use quorate_rt::production::block_on;
 
     #[test]
     fn a_sweep_is_the_same_whatever_the_threads() {
@@ -190,19 +192,22 @@ mod tests {
             interval_count: 2,
             threshold_count: 1,
         };
-        let alone = sweep(&setting, plan(1));
-        assert_eq!(alone, sweep(&setting, plan(3)));
+        let swept = |threads| {
+            let setting = setting.clone();
+            block_on(1, |rt| async move { sweep(&rt, &setting, plan(threads)).await }).unwrap()
+        };
+        let alone = swept(1);
+        assert_eq!(alone, swept(3));
         assert_eq!((alone.interval_runs, alone.threshold_runs), (2, 1));
         assert!(alone.messages > 0 && alone.bytes > 10 * alone.messages);
     }
 
     #[test]
     fn results_keep_the_order_of_their_numbers() {
-        assert_eq!(
-            in_parallel(4, 100, |n| n * 2),
-            (0..100).map(|n| n * 2).collect::<Vec<_>>()
-        );
-        assert_eq!(in_parallel(4, 0, |n| n), Vec::<usize>::new());
+        let doubled =
+            |count| block_on(1, move |rt| async move { in_parallel(&rt, 4, count, |n| n * 2).await }).unwrap();
+        assert_eq!(doubled(100), (0..100).map(|n| n * 2).collect::<Vec<_>>());
+        assert_eq!(doubled(0), Vec::<usize>::new());
     }
 
     #[test]
