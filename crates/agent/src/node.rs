@@ -373,7 +373,7 @@ impl<R: RaftRt> Agent<R> {
             Arc::clone(&inner.staleness),
         );
         let dns = DnsServer::start(rt.clone(), config.dns_addrs.clone(), dns, catalog).await;
-        *locked(&inner.dns) = Some(dns.map_err(|err| StartError::Dns(chain(&err)))?);
+        *locked(&inner.dns) = Some(dns.map_err(|err| StartError::Dns(err.to_string()))?);
 
         if let Some(path) = &config.pid_file {
             DataDir::write_pid_file(rt, path).await?;

@@ -245,16 +245,7 @@ fn lookup_reason(error: &io::Error) -> String {
 
 /// Go's text of a failed dial.
 fn dial_reason(address: SocketAddr, error: &io::Error) -> String {
-    let reason = match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-        io::ErrorKind::ConnectionReset => "connection reset by peer".to_owned(),
-        io::ErrorKind::HostUnreachable => "no route to host".to_owned(),
-        io::ErrorKind::NetworkUnreachable => "network is unreachable".to_owned(),
-        io::ErrorKind::TimedOut => "connection timed out".to_owned(),
-        io::ErrorKind::AddrNotAvailable => "cannot assign requested address".to_owned(),
-        _ => error.to_string(),
-    };
-    format!("dial tcp {address}: connect: {reason}")
+    format!("dial tcp {address}: connect: {}", quorate_rt::net::reason(error))
 }
 
 /// Go's text of a connection that broke before the answer.

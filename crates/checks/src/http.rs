@@ -228,7 +228,7 @@ fn describe(err: &hyper::Error) -> String {
         return format!("net/http: HTTP/1.x transport connection broken: {err}");
     }
     let source = std::error::Error::source(err).and_then(|source| source.downcast_ref::<std::io::Error>());
-    source.map_or_else(|| err.to_string(), crate::text::system_error)
+    source.map_or_else(|| err.to_string(), quorate_rt::net::reason)
 }
 
 /// Where a request goes.

@@ -1,7 +1,7 @@
 //! TCP checks, and how every check opens a connection.
 
-use crate::text::system_error;
 use quorate_rt::Rt;
+use quorate_rt::net::reason;
 use quorate_types::CheckStatus;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub async fn connect<R: Rt>(rt: &R, host: &str, port: u16) -> Result<R::Stream, 
         match rt.tcp_connect(address).await {
             Ok(stream) => return Ok(stream),
             Err(err) => {
-                first_error.get_or_insert_with(|| format!("dial tcp {address}: connect: {}", system_error(&err)));
+                first_error.get_or_insert_with(|| format!("dial tcp {address}: connect: {}", reason(&err)));
             }
         }
     }
@@ -40,7 +40,7 @@ pub async fn connect<R: Rt>(rt: &R, host: &str, port: u16) -> Result<R::Stream, 
 fn lookup_error(err: &std::io::Error) -> String {
     match err.kind() {
         std::io::ErrorKind::NotFound => "no such host".to_owned(),
-        _ => system_error(err),
+        _ => reason(err),
     }
 }
 

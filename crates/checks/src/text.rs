@@ -1,6 +1,5 @@
 //! Texts of outputs, as Consul 1.8.7 words them.
 
-use std::io;
 use std::time::Duration;
 
 /// The first bytes of a text that is too long, with what was left out.
@@ -22,25 +21,6 @@ pub fn ttl_expired(output_before: &str) -> String {
         // It expired before, and was started again from what was shown then.
         output if output.starts_with("TTL expired") => output.to_owned(),
         output => format!("TTL expired (last output before timeout follows): {output}"),
-    }
-}
-
-/// An error of the system within a sentence, as Go words it.
-pub fn system_error(err: &io::Error) -> String {
-    let text = err.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    match err.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-        io::ErrorKind::ConnectionReset => "connection reset by peer".to_owned(),
-        io::ErrorKind::NetworkUnreachable => "network is unreachable".to_owned(),
-        io::ErrorKind::HostUnreachable => "no route to host".to_owned(),
-        io::ErrorKind::TimedOut => "connection timed out".to_owned(),
-        _ => {
-            let mut chars = text.chars();
-            chars
-                .next()
-                .map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
-        }
     }
 }
 

@@ -57,11 +57,12 @@ pub trait Catalog: Clone + Send + Sync + 'static {
 /// Why the server does not start.
 #[derive(Debug, Error)]
 pub enum StartError {
-    #[error("listen for DNS over {transport} on {address}")]
+    /// In Go's words, the system's reason included.
+    #[error("listen {network} {address}: bind: {}", quorate_rt::net::reason(.err))]
     Listen {
-        transport: &'static str,
+        /// `udp` or `tcp`.
+        network: &'static str,
         address: SocketAddr,
-        #[source]
         err: io::Error,
     },
 }
@@ -111,18 +112,12 @@ impl<R: Rt, C: Catalog> DnsServer<R, C> {
     pub async fn start(rt: R, addresses: Vec<SocketAddr>, settings: Settings, catalog: C) -> Result<Self, StartError> {
         let (mut bound, mut sockets) = (Vec::new(), Vec::new());
         for address in addresses {
-            let failed = |transport| {
-                move |err| StartError::Listen {
-                    transport,
-                    address,
-                    err,
-                }
-            };
-            let udp = rt.udp_bind(address).await.map_err(failed("UDP"))?;
-            let tcp = rt.tcp_listen(address).await.map_err(failed("TCP"))?;
+            let failed = |network| move |err| StartError::Listen { network, address, err };
+            let udp = rt.udp_bind(address).await.map_err(failed("udp"))?;
+            let tcp = rt.tcp_listen(address).await.map_err(failed("tcp"))?;
             bound.push(Bound {
-                udp: udp.local_addr().map_err(failed("UDP"))?,
-                tcp: tcp.local_addr().map_err(failed("TCP"))?,
+                udp: udp.local_addr().map_err(failed("udp"))?,
+                tcp: tcp.local_addr().map_err(failed("tcp"))?,
             });
             sockets.push((Arc::new(udp), tcp));
         }

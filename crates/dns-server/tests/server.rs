@@ -395,7 +395,10 @@ fn a_stopped_server_leaves_its_ports() {
         let bound = server.bound()[0];
         let taken = DnsServer::start(rt.clone(), vec![bound.udp], settings(), Fake::new()).await;
         let message = taken.err().expect("the port is taken").to_string();
-        assert_eq!(message, format!("listen for DNS over UDP on {}", bound.udp));
+        assert_eq!(
+            message,
+            format!("listen udp {}: bind: address already in use", bound.udp)
+        );
         server.stop().await;
         assert!(rt.tcp_connect(bound.tcp).await.is_err());
         drop(rt.tcp_listen(bound.tcp).await.unwrap());

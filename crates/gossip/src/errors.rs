@@ -1,5 +1,6 @@
 //! Why gossip cannot start, join or force somebody out, in the words that Consul's clients and operators know.
 
+use quorate_rt::net::reason;
 use quorate_swim::{InvalidMember, Refusal};
 use quorate_wire::codec::Malformed;
 use quorate_wire::gossip::Unreadable;
@@ -18,7 +19,7 @@ pub enum StartError {
         "Failed to start {pool} Serf: Failed to create memberlist: Could not set up network transport: Failed to start \
          {listener} listener on \"{ip}\" port {port}: listen {network} {address}: bind: {reason}",
         pool = .pool.to_uppercase(), listener = .network.to_uppercase(), ip = .address.ip(), port = .address.port(),
-        reason = io_reason(.err)
+        reason = reason(.err)
     )]
     Bind {
         pool: &'static str,
@@ -55,11 +56,11 @@ impl std::error::Error for JoinError {}
 /// Why a peer could not be talked to over a stream.
 #[derive(Debug, Error)]
 pub enum StreamError {
-    #[error("dial tcp {address}: connect: {reason}", reason = io_reason(.err))]
+    #[error("dial tcp {address}: connect: {reason}", reason = reason(.err))]
     Dial { address: SocketAddr, err: io::Error },
     #[error("dial tcp {address}: i/o timeout")]
     Timeout { address: SocketAddr },
-    #[error("{reason}", reason = io_reason(.0))]
+    #[error("{reason}", reason = reason(.0))]
     Io(io::Error),
     #[error("malformed frame: {0}")]
     Malformed(#[from] Malformed),
@@ -75,24 +76,6 @@ pub enum StreamError {
     Refused(Refusal),
     #[error("unexpected answer")]
     Unexpected,
-}
-
-/// An I/O error as Go words it.
-fn io_reason(err: &io::Error) -> String {
-    match err.kind() {
-        io::ErrorKind::AddrInUse => "address already in use",
-        io::ErrorKind::AddrNotAvailable => "cannot assign requested address",
-        io::ErrorKind::PermissionDenied => "permission denied",
-        io::ErrorKind::ConnectionRefused => "connection refused",
-        io::ErrorKind::ConnectionReset => "connection reset by peer",
-        io::ErrorKind::HostUnreachable => "no route to host",
-        io::ErrorKind::NetworkUnreachable => "network is unreachable",
-        io::ErrorKind::TimedOut => "i/o timeout",
-        io::ErrorKind::UnexpectedEof => "EOF",
-        io::ErrorKind::BrokenPipe => "broken pipe",
-        _ => return err.to_string(),
-    }
-    .to_owned()
 }
 
 #[cfg(test)]

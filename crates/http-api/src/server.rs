@@ -44,20 +44,11 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Why the server did not start. The text is Go's.
 #[derive(Debug, Error)]
-#[error("listen tcp {address}: bind: {}", bind_reason(.source))]
+#[error("listen tcp {address}: bind: {}", quorate_rt::net::reason(.source))]
 pub struct StartError {
     pub address: SocketAddr,
     #[source]
     pub source: io::Error,
-}
-
-fn bind_reason(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "address already in use".to_owned(),
-        io::ErrorKind::AddrNotAvailable => "cannot assign requested address".to_owned(),
-        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        _ => error.to_string(),
-    }
 }
 
 /// A running server. Dropping it stops it at once; [`HttpServer::stop`] does so in order.

@@ -99,12 +99,9 @@ pub enum StartError {
         #[source]
         err: io::Error,
     },
-    #[error("listen on {address}")]
-    Listen {
-        address: SocketAddr,
-        #[source]
-        err: io::Error,
-    },
+    /// In Consul's words, the system's reason included.
+    #[error("Failed to start RPC layer: listen tcp {address}: bind: {}", quorate_rt::net::reason(.err))]
+    Listen { address: SocketAddr, err: io::Error },
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error(transparent)]
