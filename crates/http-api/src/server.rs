@@ -276,9 +276,7 @@ struct RtTimer<R> {
 
 impl<R: Rt> RtTimer<R> {
     fn new(rt: R) -> Self {
-        // Only a name for "zero": differences are the door's, and no decision depends on it.
-        #[allow(clippy::disallowed_methods)]
-        let zero = std::time::Instant::now();
+        let zero = quorate_rt::zero_of_system_instants();
         Self { rt, zero }
     }
 }

@@ -88,6 +88,8 @@ struct Place {
     number: u8,
     disk: AnyDisk<<TokioRt as quorate_rt::Rt>::Disk>,
     data_dir: PathBuf,
+    /// Removed with the place.
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Place {
@@ -96,13 +98,16 @@ impl Place {
             number,
             disk: AnyDisk::Memory(MemoryDisk::default()),
             data_dir: PathBuf::from("data"),
+            _folder: None,
         }
     }
     fn real(rt: &TokioRt, number: u8) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         Self {
             number,
             disk: AnyDisk::Real(rt.disk()),
-            data_dir: std::env::temp_dir().join(format!("quorate-replica-test-{}", rt.uuid())),
+            data_dir: folder.path().join("data"),
+            _folder: Some(folder),
         }
     }
     async fn start(&self, rt: &TokioRt) -> Replica<TokioRt> {
@@ -187,7 +192,6 @@ async fn three(rt: &TokioRt) -> (Vec<Place>, Vec<Replica<TokioRt>>) {
 fn a_single_server_elects_itself_and_keeps_its_data_over_a_restart() {
     block_on(2, |rt| async move {
         let place = Place::real(&rt, 1);
-        let data_dir = place.data_dir.clone();
         {
             let replica = place.start(&rt).await;
             assert!(!replica.is_initialized());
@@ -222,8 +226,6 @@ fn a_single_server_elects_itself_and_keeps_its_data_over_a_restart() {
         assert_eq!(value(&replica, "k39").as_deref(), Some("2"));
         assert!(replica.status().last_snapshot_index.0 > 0, "{:?}", replica.status());
         replica.stop().await;
-        drop(replica);
-        std::fs::remove_dir_all(data_dir).unwrap();
     })
     .unwrap();
 }

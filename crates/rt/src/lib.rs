@@ -49,6 +49,14 @@ impl fmt::Display for Elapsed {
 
 impl std::error::Error for Elapsed {}
 
+/// A name for zero where a library counts in the system's instants and asks for them through a timer it is given
+/// (hyper's). What is added to it must come from [`Rt::now`]: then differences are the door's, and no decision depends on
+/// when this was called.
+pub fn zero_of_system_instants() -> std::time::Instant {
+    #[allow(clippy::disallowed_methods)]
+    std::time::Instant::now()
+}
+
 /// A signal the operator sent to the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
