@@ -9,6 +9,7 @@
 use crate::backend::BackendError;
 use crate::errors::{DecodeError, Fault, SessionFault};
 use crate::go::{format_duration, parse_duration_nanos};
+use crate::json_syntax;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use quorate_store::{CatalogVerb, CheckOperation, KvOperation, KvVerb, NodeOperation, Operation, ServiceOperation};
@@ -68,7 +69,8 @@ fn parse_value(body: &[u8]) -> Result<Value, DecodeError> {
         if error.is_eof() {
             DecodeError::Truncated
         } else {
-            DecodeError::Syntax(error.to_string())
+            let reason = json_syntax::describe(&String::from_utf8_lossy(body));
+            DecodeError::Syntax(reason.unwrap_or_else(|| error.to_string()))
         }
     })
 }
@@ -1092,6 +1094,10 @@ mod tests {
     fn what_is_wrong_with_a_service_is_said_as_consul_says_it() {
         check_service_error("", "Request decode failed: EOF");
         check_service_error("{", "Request decode failed: unexpected EOF");
+        check_service_error(
+            r#"{"Name":"w",}"#,
+            "Request decode failed: invalid character '}' looking for beginning of object key string",
+        );
         check_service_error("{}", "Missing service name");
         check_service_error(
             r#"{"Name":"w","Bogus":1}"#,
@@ -1266,6 +1272,7 @@ mod tests {
         for (body, text) in [
             ("", "EOF"),
             ("[", "unexpected EOF"),
+            ("[{} {}]", "invalid character '{' after array element"),
             ("{}", "json: cannot unmarshal object into Go value of type api.TxnOps"),
             (
                 r#"[{"KV":{"Verb":"set","Value":"?"}}]"#,

@@ -23,6 +23,7 @@ pub mod filter;
 pub mod go;
 mod health;
 mod json;
+pub mod json_syntax;
 mod keyring;
 mod kv;
 mod params;
