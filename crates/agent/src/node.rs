@@ -995,6 +995,7 @@ fn http_config(config: &Config) -> Result<HttpConfig, String> {
         session_ttl_min: config.session_ttl_min,
         disable_coordinates: config.disable_coordinates,
         translate_wan_addrs: config.http.translate_wan_addrs,
+        transaction_len_bytes_max: config.limits.txn_max_req_len,
         disable_unprintable_char_filter: config.http.disable_unprintable_char_filter,
         pretty: config.http.pretty,
         default_acl_policy: match config.acl.default_policy {

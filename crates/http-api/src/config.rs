@@ -84,6 +84,8 @@ pub struct HttpConfig {
     pub connections_per_client_count_max: usize,
     /// `limits.kv_max_value_size`.
     pub kv_value_len_bytes_max: usize,
+    /// `limits.txn_max_req_len`; less than `kv_value_len_bytes_max` counts as that.
+    pub transaction_len_bytes_max: usize,
     /// `default_query_time`, `max_query_time`.
     pub wait_default: Duration,
     pub wait_max: Duration,
@@ -113,6 +115,7 @@ impl Default for HttpConfig {
             use_cache: true,
             connections_per_client_count_max: CONNECTIONS_PER_CLIENT_COUNT_MAX,
             kv_value_len_bytes_max: limits::KV_VALUE_LEN_BYTES_MAX,
+            transaction_len_bytes_max: limits::KV_VALUE_LEN_BYTES_MAX,
             wait_default: limits::BLOCKING_WAIT_DEFAULT,
             wait_max: limits::BLOCKING_WAIT_MAX,
             discovery_max_stale: Duration::ZERO,

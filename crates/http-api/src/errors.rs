@@ -53,6 +53,12 @@ pub enum Fault {
     TransactionBody(DecodeError),
     #[error("Transaction contains too many operations ({count} > {count_max})")]
     TransactionTooLong { count: usize, count_max: usize },
+    #[error("Value for key {key:?} is too large ({len_bytes} > {len_bytes_max} bytes)")]
+    ValueTooLarge {
+        key: String,
+        len_bytes: usize,
+        len_bytes_max: usize,
+    },
     #[error("Bad node ID: {0}")]
     NodeId(quorate_types::UuidError),
     #[error("Network segments are not supported in this version of Consul")]
@@ -177,9 +183,10 @@ impl Fault {
             Self::Blocked | Self::WriteRestricted => StatusCode::FORBIDDEN,
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::BodyTooLarge { .. } | Self::StreamTooLarge { .. } | Self::TransactionTooLong { .. } => {
-                StatusCode::PAYLOAD_TOO_LARGE
-            }
+            Self::BodyTooLarge { .. }
+            | Self::StreamTooLarge { .. }
+            | Self::TransactionTooLong { .. }
+            | Self::ValueTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Local(error) => match error {
                 LocalError::UnknownService(_) | LocalError::UnknownCheck(_) => StatusCode::NOT_FOUND,
                 LocalError::Invalid(_) => StatusCode::BAD_REQUEST,

@@ -5,18 +5,31 @@ use crate::backend::{Backend, BackendError};
 use crate::call::{Call, Failure, Reply, X_CONSUL_INDEX};
 use crate::catalog::answer;
 use crate::decode;
+use crate::errors::Fault;
 use crate::json::{ReadJson, TransactionJson};
 use crate::params::ReadOptions;
 use http::StatusCode;
 use quorate_rt::Rt;
-use quorate_store::{Answer, Command, Operation, Outcome, Query, TransactionReply};
+use quorate_store::{Answer, Command, KvOperation, Operation, Outcome, Query, TransactionReply};
 use quorate_types::ModifyIndex;
 
 pub async fn transact<R: Rt, B: Backend>(api: Api<R, B>, mut call: Call) -> Result<Reply, Failure> {
-    let body = call
-        .read_body(&api, api.config().kv_value_len_bytes_max, "txn_max_req_len")
-        .await?;
+    let value_len_bytes_max = api.config().kv_value_len_bytes_max;
+    let len_bytes_max = api.config().transaction_len_bytes_max.max(value_len_bytes_max);
+    let body = call.read_body(&api, len_bytes_max, "txn_max_req_len").await?;
     let operations = decode::transaction(&body, api.local_datacenter())?;
+    for operation in &operations {
+        if let Operation::Kv(KvOperation { key, value, .. }) = operation
+            && value.len() > value_len_bytes_max
+        {
+            return Err(Fault::ValueTooLarge {
+                key: key.clone(),
+                len_bytes: value.len(),
+                len_bytes_max: value_len_bytes_max,
+            }
+            .into());
+        }
+    }
     if !operations.iter().any(Operation::is_write) {
         return read(&api, &call, operations).await;
     }

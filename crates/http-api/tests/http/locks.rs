@@ -18,11 +18,14 @@ struct World {
 
 impl World {
     fn new(rt: TokioRt) -> Self {
-        let backend = TestBackend::new(rt.clone());
         let config = HttpConfig {
             session_ttl_min: Duration::from_secs(1),
             ..HttpConfig::default()
         };
+        Self::with(rt, config)
+    }
+    fn with(rt: TokioRt, config: HttpConfig) -> Self {
+        let backend = TestBackend::new(rt.clone());
         Self {
             api: Api::new(rt, config, backend.clone()),
             backend,
@@ -135,7 +138,7 @@ fn a_lock_is_taken_renewed_lost_and_taken_again_after_its_delay() {
 #[test]
 fn a_transaction_beyond_its_limits_is_refused_and_nothing_of_it_happens() {
     block_on(1, |rt| async move {
-        let world = World::new(rt);
+        let world = World::new(rt.clone());
         let set = |key: usize| format!(r#"{{"KV":{{"Verb":"set","Key":"k{key}","Value":"MQ=="}}}}"#);
         let body = |count: usize| format!("[{}]", (0..count).map(set).collect::<Vec<_>>().join(","));
         let too_many = "Transaction contains too many operations (129 > 128)".to_owned();
@@ -153,6 +156,21 @@ fn a_transaction_beyond_its_limits_is_refused_and_nothing_of_it_happens() {
             text.contains("too large, max size: 524288 bytes") && text.ends_with("#txn_max_req_len."),
             "{text}"
         );
+        // With a larger limit for the whole, each value still has its own.
+        let config = HttpConfig {
+            transaction_len_bytes_max: 2 << 20,
+            ..HttpConfig::default()
+        };
+        let world = World::with(rt, config);
+        let of = |len_bytes: usize| {
+            format!(
+                r#"[{{"KV":{{"Verb":"set","Key":"l","Value":"{}"}}}}]"#,
+                "A".repeat(len_bytes)
+            )
+        };
+        assert_eq!(world.put("/v1/txn", &of(524_288)).await.0, 200);
+        let too_large = "Value for key \"l\" is too large (786432 > 524288 bytes)".to_owned();
+        assert_eq!(world.put("/v1/txn", &of(1 << 20)).await, (413, too_large));
         // Verbs of the catalog that nobody knows are no reads.
         let (status, body) = world
             .put("/v1/txn", r#"[{"Node":{"Verb":"Set","Node":{"Node":"n"}}}]"#)
