@@ -321,7 +321,7 @@ fn weights(object: &mut Object) -> Result<Option<Weights>, Fault> {
     }))
 }
 
-/// The rules for metadata pairs that clients give.
+/// The rules for metadata pairs that clients and files give, in Consul's words. Lengths are bytes, as Consul counts.
 pub fn check_meta(meta: &BTreeMap<String, String>) -> Result<(), String> {
     if meta.len() > limits::META_PAIR_COUNT_MAX {
         return Err(format!(
@@ -341,7 +341,7 @@ pub fn check_meta(meta: &BTreeMap<String, String>) -> Result<(), String> {
             format!("Key is too long (limit: {} characters)", limits::META_KEY_CHARS_MAX)
         } else if key.starts_with("consul-") {
             "Key prefix 'consul-' is reserved for internal use".to_owned()
-        } else if value.chars().count() > limits::META_VALUE_CHARS_MAX {
+        } else if value.len() > limits::META_VALUE_CHARS_MAX {
             format!("Value is too long (limit: {} characters)", limits::META_VALUE_CHARS_MAX)
         } else {
             continue;

@@ -41,7 +41,7 @@ pub use backend::{
     LocalError, RaftConfiguration, RaftServer, Reachability, ReadReply, ReadRequest, StatusReply,
 };
 pub use config::{Cidr, CidrError, HttpConfig};
-pub use decode::fill_tagged_addresses;
+pub use decode::{check_meta, fill_tagged_addresses};
 pub use errors::Fault;
 pub use routes::{Peer, router};
 pub use server::{CONNECTION_COUNT_MAX, HttpServer, STOP_TIMEOUT, StartError};

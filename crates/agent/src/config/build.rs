@@ -1101,7 +1101,7 @@ fn validate(config: &mut Config, numbers: &Numbers, warnings: &mut Vec<String>) 
             numbers.check_output_max_size
         ));
     }
-    definition::validate_meta(&config.node_meta, false).map_err(|why| format!("node_meta invalid: {why}"))?;
+    quorate_http_api::check_meta(&config.node_meta).map_err(|why| format!("node_meta invalid: {why}"))?;
     if config.bootstrap_expect > 0 && config.dev_mode {
         return Err("'bootstrap_expect > 0' not allowed in dev mode".to_owned());
     }

@@ -5,12 +5,9 @@
 //! In: a definition as given. Out: one that satisfies every rule, with ids and names filled in, or the first error.
 //! Not here: how a file or a request becomes a definition (`file_definition`, the HTTP handlers).
 
-use quorate_types::limits::{
-    CHECK_OUTPUT_LEN_BYTES_MAX, META_KEY_CHARS_MAX, META_PAIR_COUNT_MAX, META_VALUE_CHARS_MAX,
-};
-use quorate_types::{CheckDefinition, CheckKind, ServiceAddress, ServiceDefinition};
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use quorate_http_api::{check_meta, fill_tagged_addresses};
+use quorate_types::limits::CHECK_OUTPUT_LEN_BYTES_MAX;
+use quorate_types::{CheckDefinition, CheckKind, ServiceDefinition};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -29,7 +26,7 @@ pub enum DefinitionError {
     #[error("Invalid Weights: Passing must be greater than 0")]
     WeightPassingZero,
     #[error("Invalid Service Meta: {0}")]
-    ServiceMeta(MetaError),
+    ServiceMeta(String),
     #[error("Missing check name")]
     CheckNameMissing,
     #[error("Invalid check: TTL must be > 0 for TTL checks")]
@@ -54,19 +51,6 @@ pub enum DefinitionError {
         "Scripts are disabled on this agent from remote calls; to enable, configure 'enable_script_checks' to true"
     )]
     ScriptsDisabledRemotely,
-}
-
-/// Why metadata is refused.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum MetaError {
-    #[error("Node metadata cannot contain more than {META_PAIR_COUNT_MAX} key/value pairs")]
-    TooManyPairs,
-    #[error("Couldn't load metadata pair ('{key}', '{value}'): {reason}")]
-    BadPair {
-        key: String,
-        value: String,
-        reason: &'static str,
-    },
 }
 
 /// Where a definition came from.
@@ -122,22 +106,8 @@ pub fn prepare_service(mut definition: ServiceDefinition) -> Result<ServiceDefin
             return Err(DefinitionError::PortOutOfRange { key, port });
         }
     }
-    validate_meta(&service.meta, false).map_err(DefinitionError::ServiceMeta)?;
-    if let Ok(ip) = service.address.parse::<IpAddr>() {
-        let tags = match ip {
-            IpAddr::V4(_) => ["lan_ipv4", "wan_ipv4"],
-            IpAddr::V6(_) => ["lan_ipv6", "wan_ipv6"],
-        };
-        for tag in tags {
-            service
-                .tagged_addresses
-                .entry(tag.to_owned())
-                .or_insert_with(|| ServiceAddress {
-                    address: service.address.clone(),
-                    port: service.port,
-                });
-        }
-    }
+    check_meta(&service.meta).map_err(DefinitionError::ServiceMeta)?;
+    fill_tagged_addresses(service);
     let count = definition.checks.len();
     for (position, check) in definition.checks.iter_mut().enumerate() {
         if check.id.is_empty() {
@@ -225,39 +195,11 @@ pub fn dns_name_warning(kind: &str, name: &str) -> Option<String> {
     })
 }
 
-/// The rules of a node's or a service's metadata. `consul-` keys are the agent's own, and so `may_reserve`.
-pub fn validate_meta(meta: &BTreeMap<String, String>, may_reserve: bool) -> Result<(), MetaError> {
-    if meta.len() > META_PAIR_COUNT_MAX {
-        return Err(MetaError::TooManyPairs);
-    }
-    for (key, value) in meta {
-        let valid = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        let reason = if key.is_empty() {
-            "Key cannot be blank"
-        } else if !key.chars().all(valid) {
-            "Key contains invalid characters"
-        } else if key.len() > META_KEY_CHARS_MAX {
-            "Key is too long (limit: 128 characters)"
-        } else if key.starts_with("consul-") && !may_reserve {
-            "Key prefix 'consul-' is reserved for internal use"
-        } else if value.len() > META_VALUE_CHARS_MAX {
-            "Value is too long (limit: 512 characters)"
-        } else {
-            continue;
-        };
-        return Err(MetaError::BadPair {
-            key: key.clone(),
-            value: value.clone(),
-            reason,
-        });
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quorate_types::{CheckStatus, Service, Weights};
+    use quorate_types::{CheckStatus, Service, ServiceAddress, Weights};
+    use std::collections::BTreeMap;
 
     pub(super) fn check(kind: CheckKind) -> CheckDefinition {
         CheckDefinition {
