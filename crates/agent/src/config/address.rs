@@ -207,10 +207,13 @@ fn ips(interfaces: &[InterfaceAddress]) -> impl Iterator<Item = IpAddr> + '_ {
     interfaces.iter().map(|entry| entry.address)
 }
 
-/// Private use: RFC 1918, the shared space of RFC 6598, and RFC 4193 for IPv6. Loopback and link-local are neither.
+/// Private use: RFC 1918, the shared space of RFC 6598, and RFC 4193 for IPv6; the networks of RFC 5737 too, which are
+/// nobody's, and which Consul 1.8.7 advertises. Loopback and link-local are neither private nor public.
 fn is_private(ip: IpAddr) -> bool {
     match ip {
-        IpAddr::V4(ip) => ip.is_private() || (ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64),
+        IpAddr::V4(ip) => {
+            ip.is_private() || ip.is_documentation() || (ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64)
+        }
         IpAddr::V6(ip) => ip.segments()[0] & 0xfe00 == 0xfc00,
     }
 }
@@ -287,7 +290,9 @@ pub fn detect_advertise(bind: IpAddr, interfaces: &[InterfaceAddress]) -> Result
         return Ok(bind);
     }
     let (kind, mut candidates): (&str, Vec<IpAddr>) = if bind.is_ipv4() {
-        let private = |ip: &IpAddr| ip.is_ipv4() && is_private(*ip);
+        // A machine that knows only itself can still be a cluster of one.
+        let is_alone = ips(interfaces).all(|ip| ip.is_loopback());
+        let private = |ip: &IpAddr| ip.is_ipv4() && (is_private(*ip) || is_alone);
         ("private IPv4", ips(interfaces).filter(private).collect())
     } else {
         let public = |ip: &IpAddr| ip.is_ipv6() && is_public(*ip);
@@ -399,6 +404,20 @@ mod tests {
         );
         let fixed = "127.0.0.9".parse().unwrap();
         assert_eq!(detect_advertise(fixed, &two), Ok(fixed));
+        // As Consul 1.8.7: the documentation networks are private, and a machine without a network has itself.
+        for (addresses, want) in [
+            (&["127.0.0.1", "192.0.2.2"][..], "192.0.2.2"),
+            (&["127.0.0.1", "::1"][..], "127.0.0.1"),
+        ] {
+            let interfaces: Vec<_> = addresses
+                .iter()
+                .map(|address| InterfaceAddress {
+                    interface: "any".to_owned(),
+                    address: address.parse().unwrap(),
+                })
+                .collect();
+            assert_eq!(detect_advertise(any, &interfaces), Ok(want.parse().unwrap()));
+        }
     }
 
     #[test]

@@ -5,7 +5,6 @@
 
 use super::HostFacts;
 use super::address::{self, HostPort, ListenAddress};
-use super::decode::errors_occurred;
 use super::definition::{self, ScriptPolicy};
 use super::duration;
 use super::file_definition::{self, Inherited};
@@ -567,8 +566,17 @@ const RECONNECT_TIMEOUT: Duration = secs(72 * 3600);
 const RECONNECT_TIMEOUT_MIN: Duration = secs(8 * 3600);
 const SERVER_REJOIN_AGE_MAX_MIN: Duration = secs(6 * 3600);
 
+/// Why no configuration comes of the merged tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mistake {
+    /// Values that cannot be read: all of them.
+    Values(Vec<String>),
+    /// The first rule that is broken.
+    Rule(String),
+}
+
 /// Builds the configuration, or says why not.
-pub fn build(tree: &Value, dev: bool, facts: &HostFacts) -> Result<Config, String> {
+pub fn build(tree: &Value, dev: bool, facts: &HostFacts) -> Result<Config, Mistake> {
     let mut r = Reader {
         tree,
         errors: Vec::new(),
@@ -615,17 +623,11 @@ pub fn build(tree: &Value, dev: bool, facts: &HostFacts) -> Result<Config, Strin
             r.broken.push(format!("{key} address cannot be 0.0.0.0, :: or [::]"));
         }
     }
-    let advertise_addr = match advertise {
-        Some(ip) => Some(ip),
-        None => match address::detect_advertise(bind_addr, interfaces) {
-            Ok(ip) => Some(ip),
-            Err(why) => {
-                r.broken.push(why);
-                None
-            }
-        },
-    }
-    .unwrap_or(bind_addr);
+    let detected = match advertise {
+        Some(ip) => Ok(ip),
+        None => address::detect_advertise(bind_addr, interfaces),
+    };
+    let advertise_addr = *detected.as_ref().unwrap_or(&bind_addr);
     let advertise_addr_wan = advertise_wan.unwrap_or(advertise_addr);
     let mut tagged_addresses = BTreeMap::new();
     for (tag, ip) in [("lan", advertise_addr), ("wan", advertise_addr_wan)] {
@@ -1016,10 +1018,10 @@ pub fn build(tree: &Value, dev: bool, facts: &HostFacts) -> Result<Config, Strin
     };
     // Consul lists what it could not read, and tells a broken rule as a bare sentence.
     if !r.errors.is_empty() {
-        return Err(errors_occurred(&r.errors));
+        return Err(Mistake::Values(r.errors));
     }
     if let Some(first) = r.broken.first() {
-        return Err(first.clone());
+        return Err(Mistake::Rule(first.clone()));
     }
     let numbers = Numbers {
         raft_multiplier,
@@ -1028,7 +1030,9 @@ pub fn build(tree: &Value, dev: bool, facts: &HostFacts) -> Result<Config, Strin
         udp_answer_limit: r.int("dns_config.udp_answer_limit", 3),
         a_record_limit: r.int("dns_config.a_record_limit", 0),
     };
-    validate(&mut config, &numbers, &mut warnings)?;
+    validate(&mut config, &numbers, &mut warnings).map_err(Mistake::Rule)?;
+    // What is wrong with the machine comes last: a mistake in the files is the same on every one.
+    detected.map_err(Mistake::Rule)?;
     let tls_keys = [
         "verify_incoming",
         "verify_incoming_rpc",

@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 /// Where a definition keeps the file it came from. No key of a file can be this: it is not in the schema.
 pub const SOURCE_KEY: &str = "@source";
 
+/// Of a key whose feature is not there.
+const NO_EFFECT: &str = "is accepted and has no effect: this agent does not have the feature.";
+
 /// What one file came to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Decoded {
@@ -114,14 +117,15 @@ impl Decoder {
                 continue;
             }
             if field.usage == Use::Unsupported {
-                self.warnings.push(format!(
-                    "The '{at}' field is accepted and has no effect: this agent does not have the feature."
-                ));
+                self.warnings.push(format!("The '{at}' field {NO_EFFECT}"));
                 continue;
             }
             let value = self.value(&at, field.kind, value);
+            if field.usage == Use::Pending && asks_for_something(&value) {
+                self.warnings.push(format!("The '{at}' field {NO_EFFECT}"));
+            }
             match field.usage {
-                Use::Used => {
+                Use::Used | Use::Pending => {
                     let mut one = Value::default();
                     one.set(field.name, value);
                     // Two spellings of one key, as `name` and `Name`, lay over each other like two files.
@@ -237,6 +241,17 @@ impl Decoder {
     }
 }
 
+/// Whether there is anything in it that could have an effect: templates set keys to nothing.
+fn asks_for_something(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Bool(true) | Value::Int(_) | Value::Float(_) => true,
+        Value::String(text) => !text.is_empty(),
+        Value::List(items) => !items.is_empty(),
+        Value::Map(map) => map.values().any(asks_for_something),
+    }
+}
+
 /// Whether a struct at this path lies within a service or check.
 fn is_definition(path: &str) -> bool {
     let first = path.split(['.', '[']).next().unwrap_or_default().to_lowercase();
@@ -330,13 +345,29 @@ mod tests {
     }
 
     #[test]
+    fn a_key_whose_feature_is_to_come_is_checked_kept_and_named_unless_it_asks_for_nothing() {
+        let text =
+            r#"{"watches":[{"type":"key"}],"autopilot":{"min_quorum":3},"acl":{"tokens":{"agent":"a","default":""}}}"#;
+        let decoded = check_json(text).unwrap();
+        let keys = ["acl.tokens", "autopilot", "watches"];
+        assert_eq!(
+            decoded.warnings,
+            keys.map(|key| format!(
+                "The '{key}' field is accepted and has no effect: this agent does not have the feature."
+            ))
+        );
+        assert_eq!(decoded.tree.get("autopilot.min_quorum"), Some(&Value::Int(3)));
+        let nothing = r#"{"watches":[],"acl":{"tokens":{}},"enable_debug":false,"unix_sockets":{"mode":""}}"#;
+        assert_eq!(check_json(nothing).unwrap().warnings, Vec::<String>::new());
+        assert!(check_json(r#"{"autopilot":{"min_quorum":"x"}}"#).is_err());
+    }
+
+    #[test]
     fn old_names_move_with_a_warning_and_never_over_the_new_name() {
         let decoded =
             check_json(r#"{"acl_datacenter":"dc9","acl_token":"old","acl":{"tokens":{"default":"new"}}}"#).unwrap();
-        assert_eq!(
-            decoded.warnings[0],
-            "The 'acl_datacenter' field is deprecated. Use the 'primary_datacenter' field instead."
-        );
+        let deprecated = "The 'acl_datacenter' field is deprecated. Use the 'primary_datacenter' field instead.";
+        assert!(decoded.warnings.iter().any(|warning| warning == deprecated));
         assert_eq!(decoded.tree.get("primary_datacenter").unwrap().as_str(), Some("dc9"));
         assert_eq!(decoded.tree.get("acl.enabled"), Some(&Value::Bool(true)));
         assert_eq!(decoded.tree.get("acl.tokens.default").unwrap().as_str(), Some("new"));

@@ -38,7 +38,9 @@ pub fn read(tree: &Value, inherited: &Inherited) -> Definitions {
     for value in list(tree, "services") {
         let source = text(value, SOURCE_KEY);
         let label = name_or_id(value);
-        let (definition, unsupported) = service(value, inherited, &mut out.invalid);
+        let mut invalid = Vec::new();
+        let (definition, unsupported) = service(value, inherited, &mut invalid);
+        out.invalid.extend(invalid.iter().map(|mistake| from(mistake, &source)));
         let mut reasons = unsupported;
         match definition::prepare_service(definition.clone()) {
             Ok(definition) if reasons.is_empty() => {
@@ -64,7 +66,9 @@ pub fn read(tree: &Value, inherited: &Inherited) -> Definitions {
     for value in list(tree, "checks") {
         let source = text(value, SOURCE_KEY);
         let label = name_or_id(value);
-        let (definition, unsupported) = check(value, inherited, &mut out.invalid);
+        let mut invalid = Vec::new();
+        let (definition, unsupported) = check(value, inherited, &mut invalid);
+        out.invalid.extend(invalid.iter().map(|mistake| from(mistake, &source)));
         let prepared = match unsupported {
             Some(reason) => Err(reason),
             None => definition::prepare_check(definition).map_err(|reason| reason.to_string()),
@@ -86,6 +90,11 @@ pub fn read(tree: &Value, inherited: &Inherited) -> Definitions {
         }
     }
     out
+}
+
+/// A mistake with the file it is in.
+fn from(mistake: &str, source: &str) -> String {
+    format!("{mistake} (from {source})")
 }
 
 /// The reason with the name of the check it is about, if it is about one.
@@ -464,9 +473,9 @@ mod tests {
         assert_eq!(
             definitions.invalid,
             [
-                "service[w].weights: Invalid Weights: DNS Weight must be between 0 and 65535",
-                "check[m].interval: invalid duration: \"5\": time: missing unit in duration \"5\"",
-                "check[m].status: Bad check status \"bogus\"",
+                "service[w].weights: Invalid Weights: DNS Weight must be between 0 and 65535 (from f.json)",
+                "check[m].interval: invalid duration: \"5\": time: missing unit in duration \"5\" (from f.json)",
+                "check[m].status: Bad check status \"bogus\" (from f.json)",
             ]
         );
     }

@@ -16,6 +16,7 @@ mod flags;
 mod hcl;
 mod json;
 mod load;
+mod origin;
 mod schema;
 mod value;
 
@@ -27,6 +28,8 @@ pub use build::{
 pub use flags::{FlagError, Flags, Format, parse_agent_flags};
 pub use load::{FILE_LEN_BYTES_MAX, load};
 
+use build::Mistake;
+use origin::Origins;
 use quorate_rt::InterfaceAddress;
 use thiserror::Error;
 use value::Value;
@@ -61,6 +64,7 @@ pub enum ConfigError {
 /// Parses, merges and validates. Pure: the same sources, flags and facts give the same configuration.
 pub fn from_sources(sources: &[SourceFile], flags: &Flags, facts: &HostFacts) -> Result<Config, ConfigError> {
     let mut tree = Value::default();
+    let mut origins = Origins::default();
     let mut warnings = Vec::new();
     let fragments = flags.fragments.iter().enumerate().map(|(position, text)| SourceFile {
         path: format!("flags-{position}.hcl"),
@@ -92,10 +96,20 @@ pub fn from_sources(sources: &[SourceFile], flags: &Flags, facts: &HostFacts) ->
                 warnings.push(warning);
             }
         }
+        origins.add(&source.path, &decoded.tree);
         tree.merge(decoded.tree);
     }
+    origins.add("the command line", &flags.overrides);
     tree.merge(flags.overrides.clone());
-    let mut config = build::build(&tree, flags.dev, facts).map_err(ConfigError::Invalid)?;
+    let mut config = build::build(&tree, flags.dev, facts).map_err(|mistake| {
+        ConfigError::Invalid(match mistake {
+            Mistake::Values(errors) => {
+                let errors: Vec<String> = errors.iter().map(|error| origins.name(error)).collect();
+                decode::errors_occurred(&errors)
+            }
+            Mistake::Rule(reason) => origins.name(&reason),
+        })
+    })?;
     warnings.append(&mut config.warnings);
     config.warnings = warnings;
     Ok(config)

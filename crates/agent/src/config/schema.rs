@@ -32,6 +32,8 @@ pub enum Use {
     Ignored,
     /// Accepted with one warning: a feature this agent does not have.
     Unsupported,
+    /// The same of a key whose type is checked and whose value is kept: this agent is to have the feature.
+    Pending,
     /// An old name of the key at this path.
     RenamedTo(&'static str),
 }
@@ -64,6 +66,13 @@ const fn unsupported(name: &'static str) -> Field {
         name,
         kind: Kind::Any,
         usage: Use::Unsupported,
+    }
+}
+const fn pending(name: &'static str, kind: Kind) -> Field {
+    Field {
+        name,
+        kind,
+        usage: Use::Pending,
     }
 }
 const fn renamed(name: &'static str, kind: Kind, to: &'static str) -> Field {
@@ -137,13 +146,13 @@ pub const SERVICE: &[Field] = &[
     key("weights", Struct(WEIGHTS)),
     key("check", StructList(CHECK)),
     key("checks", StructList(CHECK)),
-    ignored("kind", Text),
+    unsupported("kind"),
     unsupported("proxy"),
     unsupported("connect"),
     ignored("namespace", Text),
     ignored("partition", Text),
     ignored("locality", Any),
-    ignored("socket_path", Text),
+    unsupported("socket_path"),
 ];
 
 const ADDRESSES: &[Field] = &[
@@ -216,8 +225,8 @@ const DNS: &[Field] = &[
     key("a_record_limit", Int),
     key("enable_additional_node_meta_txt", Bool),
     key("soa", Struct(SOA)),
-    key("use_cache", Bool),
-    key("cache_max_age", Text),
+    pending("use_cache", Bool),
+    pending("cache_max_age", Text),
     ignored("prefer_namespace", Bool),
 ];
 
@@ -233,12 +242,12 @@ const REQUEST_LIMITS: &[Field] = &[key("mode", Text), key("read_rate", Float), k
 
 const LIMITS: &[Field] = &[
     key("http_max_conns_per_client", Int),
-    key("https_handshake_timeout", Text),
-    key("rpc_handshake_timeout", Text),
+    pending("https_handshake_timeout", Text),
+    pending("rpc_handshake_timeout", Text),
     key("rpc_max_conns_per_client", Int),
     key("rpc_rate", Float),
     key("rpc_max_burst", Int),
-    key("rpc_client_timeout", Text),
+    pending("rpc_client_timeout", Text),
     key("kv_max_value_size", Int),
     key("txn_max_req_len", Int),
     key("request_limits", Struct(REQUEST_LIMITS)),
@@ -275,7 +284,7 @@ const ACL: &[Field] = &[
     key("enable_key_list_policy", Bool),
     key("enable_token_persistence", Bool),
     key("enable_token_replication", Bool),
-    key("tokens", Struct(TOKENS)),
+    pending("tokens", Struct(TOKENS)),
     ignored("msp_disable_bootstrap", Bool),
 ];
 
@@ -285,9 +294,9 @@ const TELEMETRY: &[Field] = &[
     key("disable_hostname", Bool),
     key("prefix_filter", Strings),
     key("filter_default", Bool),
-    key("statsd_address", Text),
-    key("statsite_address", Text),
-    key("dogstatsd_addr", Text),
+    pending("statsd_address", Text),
+    pending("statsite_address", Text),
+    pending("dogstatsd_addr", Text),
     key("dogstatsd_tags", Strings),
     ignored("enable_host_metrics", Bool),
     ignored("disable_compat_1.9", Bool),
@@ -345,7 +354,7 @@ pub const AGENT: &[Field] = &[
     key("serf_lan_allowed_cidrs", Strings),
     key("serf_wan_allowed_cidrs", Strings),
     key("ports", Struct(PORTS)),
-    key("unix_sockets", Struct(UNIX_SOCKETS)),
+    pending("unix_sockets", Struct(UNIX_SOCKETS)),
     // Cluster.
     key("server", Bool),
     key("bootstrap", Bool),
@@ -363,8 +372,8 @@ pub const AGENT: &[Field] = &[
     key("skip_leave_on_interrupt", Bool),
     key("reconnect_timeout", Text),
     key("reconnect_timeout_wan", Text),
-    key("advertise_reconnect_timeout", Text),
-    key("server_rejoin_age_max", Text),
+    pending("advertise_reconnect_timeout", Text),
+    pending("server_rejoin_age_max", Text),
     key("encrypt", Text),
     key("encrypt_verify_incoming", Bool),
     key("encrypt_verify_outgoing", Bool),
@@ -375,9 +384,9 @@ pub const AGENT: &[Field] = &[
     ignored("raft_protocol", Int),
     ignored("protocol", Int),
     key("raft_snapshot_threshold", Int),
-    key("raft_snapshot_interval", Text),
+    pending("raft_snapshot_interval", Text),
     key("raft_trailing_logs", Int),
-    key("autopilot", Struct(AUTOPILOT)),
+    pending("autopilot", Struct(AUTOPILOT)),
     key("disable_coordinates", Bool),
     key("session_ttl_min", Text),
     ignored("non_voting_server", Bool),
@@ -393,7 +402,7 @@ pub const AGENT: &[Field] = &[
     key("discovery_max_stale", Text),
     key("translate_wan_addrs", Bool),
     key("disable_http_unprintable_char_filter", Bool),
-    key("enable_debug", Bool),
+    pending("enable_debug", Bool),
     key("ui", Bool),
     key("ui_dir", Text),
     key("ui_content_path", Text),
@@ -404,13 +413,13 @@ pub const AGENT: &[Field] = &[
     key("check_update_interval", Text),
     key("check_output_max_size", Int),
     key("discard_check_output", Bool),
-    key("enable_agent_tls_for_checks", Bool),
+    pending("enable_agent_tls_for_checks", Bool),
     key("disable_remote_exec", Bool),
     key("service", StructList(SERVICE)),
     key("services", StructList(SERVICE)),
     key("check", StructList(CHECK)),
     key("checks", StructList(CHECK)),
-    key("watches", Any),
+    pending("watches", Any),
     ignored("enable_central_service_config", Bool),
     ignored("use_streaming_backend", Bool),
     // ACL.
@@ -529,7 +538,7 @@ mod tests {
                 let mut fields = AGENT;
                 for part in path.split('.') {
                     let target = find(fields, part, false).expect("the new name is a key");
-                    assert_eq!(target.usage, Use::Used);
+                    assert!(matches!(target.usage, Use::Used | Use::Pending), "{path}");
                     if let Kind::Struct(inner) = target.kind {
                         fields = inner;
                     }
