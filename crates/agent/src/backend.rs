@@ -82,7 +82,7 @@ impl<R: RaftRt> AgentBackend<R> {
             .ok_or_else(|| LocalError::Failed("the agent is stopping".to_owned()))
     }
 
-    /// There is one datacenter as long as there is no WAN pool.
+    /// Other datacenters are known by the WAN pool, and not asked yet.
     fn is_here(&self, datacenter: Option<&str>) -> Result<(), BackendError> {
         match datacenter {
             Some(datacenter) if !datacenter.eq_ignore_ascii_case(&self.datacenter) => Err(BackendError::NoPath),

@@ -640,20 +640,31 @@ impl<R: RaftRt> Router<R> {
                 && hops < HOPS_MAX
             {
                 let request = Request::RenewSession { id, hops: hops + 1 };
-                match replica
-                    .call_server(leader, &request, self.rt.now() + self.hold_timeout + CALL_SLACK)
-                    .await
-                {
-                    Ok(Response::Session(session)) => return Ok(session),
-                    Ok(Response::Failed(CallError::NoLeader)) | Err(_) => {}
-                    Ok(Response::Failed(err)) => return Err(err),
-                    Ok(_) => return Err(mismatched()),
+                match self.ask_leader(replica, leader, &request).await? {
+                    Some(Response::Session(session)) => return Ok(session),
+                    Some(_) => return Err(mismatched()),
+                    None => {}
                 }
             }
             if self.rt.now() >= hold_until {
                 return Err(CallError::NoLeader);
             }
             self.leadership_may_change(replica, seen).await;
+        }
+    }
+
+    /// What the leader says to a request that may as well be asked twice. `None`: it could not be asked, or leads no more.
+    async fn ask_leader(
+        &self,
+        replica: &Replica<R>,
+        leader: NodeId,
+        request: &Request,
+    ) -> Result<Option<Response>, CallError> {
+        let deadline = self.rt.now() + self.hold_timeout + CALL_SLACK;
+        match replica.call_server(leader, request, deadline).await {
+            Ok(Response::Failed(CallError::NoLeader)) | Err(_) => Ok(None),
+            Ok(Response::Failed(err)) => Err(err),
+            Ok(response) => Ok(Some(response)),
         }
     }
 
@@ -722,14 +733,10 @@ impl<R: RaftRt> Router<R> {
                 && hops < HOPS_MAX
             {
                 let request = Request::RaftConfiguration { stale, hops: hops + 1 };
-                match replica
-                    .call_server(leader, &request, self.rt.now() + self.hold_timeout + CALL_SLACK)
-                    .await
-                {
-                    Ok(Response::RaftConfiguration(reply)) => return Ok(reply),
-                    Ok(Response::Failed(CallError::NoLeader)) | Err(_) => {}
-                    Ok(Response::Failed(err)) => return Err(err),
-                    Ok(_) => return Err(mismatched()),
+                match self.ask_leader(replica, leader, &request).await? {
+                    Some(Response::RaftConfiguration(reply)) => return Ok(reply),
+                    Some(_) => return Err(mismatched()),
+                    None => {}
                 }
             }
             if self.rt.now() >= hold_until {

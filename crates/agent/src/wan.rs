@@ -7,13 +7,12 @@
 use crate::config::Config;
 use crate::node::{Agent, StartError};
 use quorate_gossip::{Encryption, Gossip, GossipConfig, Timing};
+use quorate_replica::RaftRt;
 use quorate_rt::Rt;
 use quorate_types::{Member, MemberStatus, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
-
-use quorate_replica::RaftRt;
 
 /// Members of the LAN pool tell by this tag where their WAN pool is reached.
 pub(crate) const PORT_TAG: &str = "wan_join_port";

@@ -1,8 +1,8 @@
 //! The calls of the command line, one method each.
 
-use crate::shapes::HealthCheck;
-use crate::shapes::KeyringPool;
-use crate::shapes::{CoordinateEntry, DatacenterMap, RaftConfiguration, Reachability, UserEvent};
+use crate::shapes::{
+    CoordinateEntry, DatacenterMap, HealthCheck, KeyringPool, RaftConfiguration, Reachability, UserEvent,
+};
 use crate::{Answer, CatalogNode, CatalogService, Client, ClientError, KvEntry, Member, Target};
 use bytes::Bytes;
 use http::{Method, StatusCode};
