@@ -379,6 +379,13 @@ impl<R: Rt> Gossip<R> {
         ]
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))
+        // Consul tells nothing of these. A cause that never occurred is not among them, so the sum always is.
+        .chain([("refused".to_owned(), self.malformed_count().to_string())])
+        .chain(
+            self.refused_counts()
+                .into_iter()
+                .map(|(cause, count)| (format!("refused_{cause}"), count.to_string())),
+        )
         .collect()
     }
     /// 0 is healthy.

@@ -202,5 +202,11 @@ fn nonsense_is_counted_and_the_member_goes_on() {
         while one.malformed_count() < 3 {
             two.join(&[one.address()]).await.expect("join");
         }
+        let stats = one.stats();
+        assert_eq!((&*stats["refused"], &*stats["refused_malformed"]), ("3", "3"));
+        assert_eq!(
+            (two.stats()["refused"].as_str(), two.stats().get("refused_malformed")),
+            ("0", None)
+        );
     });
 }
