@@ -186,6 +186,12 @@ impl<R: RaftRt> Agent<R> {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
+        if encryption.is_some() && config.encrypt_verify_incoming && !config.encrypt_verify_outgoing {
+            tracing::warn!(
+                "encrypt_verify_incoming is on and encrypt_verify_outgoing is off: what this agent sends in plaintext is \
+                 refused by all members that are set up as it is; turn outgoing on everywhere first, then incoming"
+            );
+        }
         for setting in settings_without_effect(&config) {
             tracing::warn!("{setting} is set, but has no effect in this release");
         }
@@ -989,13 +995,13 @@ fn http_config(config: &Config) -> Result<HttpConfig, String> {
         use_cache: config.http.use_cache,
         connections_per_client_count_max: config.limits.http_max_conns_per_client as usize,
         kv_value_len_bytes_max: config.limits.kv_max_value_size,
+        transaction_len_bytes_max: config.limits.txn_max_req_len,
         wait_default: config.http.default_query_time,
         wait_max: config.http.max_query_time,
         discovery_max_stale: config.http.discovery_max_stale,
         session_ttl_min: config.session_ttl_min,
         disable_coordinates: config.disable_coordinates,
         translate_wan_addrs: config.http.translate_wan_addrs,
-        transaction_len_bytes_max: config.limits.txn_max_req_len,
         disable_unprintable_char_filter: config.http.disable_unprintable_char_filter,
         pretty: config.http.pretty,
         default_acl_policy: match config.acl.default_policy {
