@@ -40,6 +40,11 @@ impl Report {
         self.stderr.push('\n');
         self.code = 1;
     }
+    /// What is worth knowing and no failure: the exit code stays.
+    pub fn add_warning(&mut self, line: impl AsRef<str>) {
+        self.stderr.push_str(line.as_ref());
+        self.stderr.push('\n');
+    }
     /// Prints it. Whoever closed the other end of our output does not want the rest, which is no error.
     pub fn print(self) -> ExitCode {
         let _ = std::io::stdout()

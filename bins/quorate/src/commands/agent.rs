@@ -64,7 +64,8 @@ async fn run_agent(rt: TokioRt, flags: quorate_agent::config::Flags, logs: Logs)
             }
         }),
     };
-    logs.set_json(flags_ask_for_json(&flags));
+    // What is logged before the files are read.
+    logs.set_json(flags.log_json());
     let agent = match Agent::start(rt, flags, hooks).await {
         Ok(agent) => agent,
         // Consul says what is wrong with the configuration before its log begins, and what is wrong later within it.
@@ -89,18 +90,19 @@ fn print_whole(text: &str) {
     let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
 }
 
-fn flags_ask_for_json(flags: &quorate_agent::config::Flags) -> bool {
-    flags.overrides.get("log_json").is_some()
-}
-
 /// The start banner, in Consul's layout.
 fn banner(config: &Config, node_id: NodeId, is_encrypted: bool) -> String {
     let port = |port: Option<u16>| port.map_or_else(|| "-1".to_owned(), |port| port.to_string());
     let clients: Vec<String> = config.client_addrs.iter().map(ToString::to_string).collect();
-    let (segment, server) = if config.server {
-        ("<all>", format!(", RPC: {}", config.ports.server))
+    // Servers alone are in the WAN pool.
+    let (segment, server, wan) = if config.server {
+        (
+            "<all>",
+            format!(", RPC: {}", config.ports.server),
+            config.ports.serf_wan,
+        )
     } else {
-        ("", String::new())
+        ("", String::new(), None)
     };
     format!(
         "==> Starting Quorate agent...
@@ -110,7 +112,7 @@ fn banner(config: &Config, node_id: NodeId, is_encrypted: bool) -> String {
         Datacenter: '{}' (Segment: '{segment}')
             Server: {} (Bootstrap: {})
        Client Addr: [{}] (HTTP: {}, HTTPS: -1, gRPC: -1, DNS: {})
-      Cluster Addr: {} (LAN: {}, WAN: -1{server})
+      Cluster Addr: {} (LAN: {}, WAN: {}{server})
            Encrypt: Gossip: {is_encrypted}, TLS-Outgoing: false, TLS-Incoming: false
 
 ==> Log data will now stream in as it occurs:
@@ -126,5 +128,6 @@ fn banner(config: &Config, node_id: NodeId, is_encrypted: bool) -> String {
         port(config.ports.dns),
         config.advertise_addr,
         config.ports.serf_lan,
+        port(wan),
     )
 }

@@ -9,14 +9,17 @@ use quorate_agent::config::{Config, Flags, duration, load};
 use quorate_types::{CheckDefinition, CheckKind, ServiceDefinition};
 use serde_json::{Map, Value, json};
 
-/// The services that files define.
-async fn services_of_files(context: &Context) -> Result<Vec<ServiceDefinition>, Report> {
+/// The services that files define, and what is told of those files.
+async fn services_of_files(context: &Context) -> Result<(Vec<ServiceDefinition>, Report), Report> {
     let mut services = Vec::new();
+    let mut report = Report::default();
     for file in context.arguments() {
         // `dev` lets a file be valid that holds a service and nothing else of an agent's configuration.
         let sources = Flags {
             config_paths: vec![file.clone()],
             dev: true,
+            // One that nothing is told of: this host's name does not matter here.
+            fragments: vec![r#"{"node_name": "none"}"#.to_owned()],
             ..Flags::default()
         };
         let config: Config = load(&context.rt, &sources)
@@ -25,29 +28,46 @@ async fn services_of_files(context: &Context) -> Result<Vec<ServiceDefinition>, 
         if let Some(refused) = config.refused_definitions.first() {
             return Err(Report::failure(format!("Error: {refused}")));
         }
+        for warning in &config.warnings {
+            report.add_warning(format!("{file}: {warning}"));
+        }
         services.extend(config.services);
     }
-    Ok(services)
+    Ok((services, report))
 }
 
 pub async fn register(context: &Context) -> Result<Report, Report> {
     let flags = &context.flags;
+    let mut report = Report::default();
     let bodies: Vec<Value> = match (context.arguments().is_empty(), flags.text("name")) {
         (true, "") => {
             return Err(Report::failure(
                 "Service registration requires at least one argument or flags.",
             ));
         }
-        (false, "") => services_of_files(context).await?.iter().map(registration).collect(),
+        (false, "") => {
+            let (services, told) = services_of_files(context).await?;
+            report = told;
+            services.iter().map(registration).collect()
+        }
         (false, _) => {
             return Err(Report::failure(
                 "Service registration requires arguments or -name, not both.",
             ));
         }
-        (true, _) => vec![registration_of_flags(context)?],
+        (true, _) => {
+            for flag in ["kind", "socket"]
+                .into_iter()
+                .filter(|flag| !flags.text(flag).is_empty())
+            {
+                report.add_warning(format!(
+                    "-{flag} is accepted and has no effect: this agent does not have the feature."
+                ));
+            }
+            vec![registration_of_flags(context)?]
+        }
     };
     let client = context.client().await?;
-    let mut report = Report::default();
     for body in bodies {
         let name = body["Name"].as_str().unwrap_or_default();
         if let Err(error) = client.register_service(&body).await {
@@ -68,6 +88,7 @@ pub async fn deregister(context: &Context) -> Result<Report, Report> {
         }
         (false, "") => services_of_files(context)
             .await?
+            .0
             .into_iter()
             .map(|definition| definition.service.id)
             .collect(),

@@ -374,6 +374,24 @@ fn a_service_file_registers_the_same_service_as_the_agents_configuration() {
         .to_string();
     let text = format!("Error: failed to parse {bad}: 1 error occurred:\n\t* invalid config key service.bogus\n\n\n");
     agent.cli(&["services", "register", &bad]).check(1, "", &text);
+    // What would have no effect is told, and the service is registered all the same.
+    let proxy = agent
+        .folder
+        .write(
+            "proxy.json",
+            r#"{"service": {"name": "p", "kind": "connect-proxy", "proxy": {"destination_service_name": "api"}}}"#,
+        )
+        .display()
+        .to_string();
+    let no_effect = "is accepted and has no effect: this agent does not have the feature.";
+    let text =
+        format!("{proxy}: The 'service.kind' field {no_effect}\n{proxy}: The 'service.proxy' field {no_effect}\n");
+    agent
+        .cli(&["services", "register", &proxy])
+        .check(0, "Registered service: p\n", &text);
+    agent
+        .cli(&["services", "register", "-name=q", "-kind=mesh-gateway"])
+        .check(0, "Registered service: q\n", &format!("-kind {no_effect}\n"));
 }
 
 #[test]
@@ -474,7 +492,11 @@ fn an_agent_that_cannot_start_says_why_and_exits_with_1() {
 
 #[test]
 fn the_start_banner_is_whole_and_what_is_logged_comes_after_it() {
-    for (arguments, first_of_log) in [(&["-dev"][..], "20"), (&["-dev", "-log-json"][..], "{\"@level\"")] {
+    for (arguments, first_of_log) in [
+        (&["-dev"][..], "20"),
+        (&["-dev", "-log-json=false"][..], "20"),
+        (&["-dev", "-log-json"][..], "{\"@level\""),
+    ] {
         // The data directory's name is a warning, told as soon as the configuration is read.
         let mut agent = Agent::new("n_1", arguments).with_config("a.json", r#"{"log_level": "TRACE"}"#);
         agent.start();
@@ -500,6 +522,13 @@ fn the_start_banner_is_whole_and_what_is_logged_comes_after_it() {
             &format!(
                 "(HTTP: {}, HTTPS: -1, gRPC: -1, DNS: {})",
                 agent.ports.http, agent.ports.dns
+            ),
+        );
+        check_contains(
+            banner,
+            &format!(
+                "(LAN: {}, WAN: {}, RPC: {})",
+                agent.ports.serf_lan, agent.ports.serf_wan, agent.ports.server
             ),
         );
         check_contains(log, "will not be discoverable via DNS");

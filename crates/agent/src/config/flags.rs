@@ -41,6 +41,13 @@ pub struct Flags {
     pub overrides: Value,
 }
 
+impl Flags {
+    /// Whether the command line asks for a log in JSON.
+    pub fn log_json(&self) -> bool {
+        self.overrides.get("log_json") == Some(&Value::Bool(true))
+    }
+}
+
 /// Why the command line is refused; texts are those of Go's flag package.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum FlagError {
