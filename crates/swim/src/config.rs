@@ -74,6 +74,10 @@ pub struct Config {
     /// Beyond memberlist: the dead are pinged now and then, whoever pings is told what is thought of it, accusers are
     /// answered, strangers asked. Off: only gossip and exchanges of the full state heal a pool.
     pub heals_at_contact: bool,
+    /// Beyond memberlist: a suspect is pinged once more, twice in the last `probe_timeout` of its suspicion, by everybody
+    /// who is about to hold it for dead. In the smallest pools the shortest suspicion is that much longer. Off: nobody
+    /// asks, and who missed a refutation fails a live member.
+    pub asks_suspects: bool,
 }
 
 /// Accusers remembered of one suspect, whatever is configured.
@@ -114,6 +118,7 @@ impl Config {
             holds_flapping: true,
             excuses_pauses: true,
             heals_at_contact: true,
+            asks_suspects: true,
         }
     }
     /// memberlist as of Lifeguard's paper with all of Lifeguard, and nothing of ours.
@@ -136,6 +141,7 @@ impl Config {
             holds_flapping: false,
             excuses_pauses: false,
             heals_at_contact: false,
+            asks_suspects: false,
             ..self
         }
     }
@@ -176,15 +182,23 @@ impl Config {
             .unwrap_or(self.suspicion_mult.saturating_sub(2))
             .min(CONFIRMATION_COUNT_MAX)
     }
+    /// The last part of a suspicion, in which the accused is asked.
+    pub(crate) fn ask_lead(&self) -> Duration {
+        if self.asks_suspects {
+            self.probe_timeout
+        } else {
+            Duration::ZERO
+        }
+    }
     /// The shortest suspicion in a pool of `member_count` (memberlist's `suspicionTimeout`).
     pub(crate) fn suspicion_timeout_min(&self, member_count: usize) -> Duration {
         let scale = libm::fmax(1.0, libm::log10(libm::fmax(1.0, member_count as f64)));
         // Three digits of the scale, as memberlist keeps them.
         let scale_permille = (scale * 1000.0) as u32;
-        self.probe_interval
-            .saturating_mul(self.suspicion_mult)
-            .saturating_mul(scale_permille)
-            / 1000
+        let shortest = self.probe_interval.saturating_mul(self.suspicion_mult);
+        let scaled = shortest.saturating_mul(scale_permille) / 1000;
+        // Who stood still for as long as memberlist's shortest suspicion still has the time to answer.
+        scaled.max(shortest.saturating_add(self.ask_lead()))
     }
     /// How often an update is sent in a pool of `member_count` (memberlist's `retransmitLimit`).
     pub(crate) fn retransmit_limit(&self, member_count: usize) -> u32 {
@@ -209,11 +223,14 @@ mod tests {
 
     #[test]
     fn timeouts_grow_with_the_logarithm_of_the_pool() {
+        let memberlist = Config::lan().lifeguard();
+        let shortest = |count| memberlist.suspicion_timeout_min(count).as_millis();
+        assert_eq!([shortest(0), shortest(10), shortest(100)], [4000, 4000, 8000]);
         let config = Config::lan();
         let secs = |count| config.suspicion_timeout_min(count).as_millis();
         assert_eq!(
             [secs(0), secs(1), secs(10), secs(100), secs(500)],
-            [4000, 4000, 4000, 8000, 10_792]
+            [4500, 4500, 4500, 8000, 10_792]
         );
         let limit = |count| config.retransmit_limit(count);
         assert_eq!([limit(1), limit(9), limit(10), limit(99), limit(100)], [4, 4, 8, 8, 12]);

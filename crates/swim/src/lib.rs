@@ -31,6 +31,7 @@
 //! - `excuses_pauses`: time in which this member did not run counts against nobody.
 //! - `heals_at_contact`: the dead are knocked at, whoever pings hears what is thought of it, accusers are answered,
 //!   strangers are asked (`heal`).
+//! - `asks_suspects`: a suspect is asked itself before it is held for dead (`suspicion`, `heal`).
 //! - `holds_flapping`: who fails again and again, or is suspected without end, is kept out for a while (`flap`).
 //! - Exchanges of state begin with a digest, tell what the other side does not know, and follow one another while they
 //!   bring news (`exchange`): the result is the same, for fewer bytes and a pool that forms in seconds.

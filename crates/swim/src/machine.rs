@@ -163,6 +163,8 @@ pub struct Counters {
     pub malformed: u64,
     pub refused_full: u64,
     pub relays_refused: u64,
+    /// Suspects asked whether they live before they are held for dead.
+    pub suspects_asked: u64,
     /// Accusations that we kept to ourselves, as nobody answered us.
     pub accusations_withheld: u64,
     /// Members kept out for a while, as they failed again and again.
@@ -213,7 +215,7 @@ pub struct Swim {
     table: Table,
     /// Exactly of the suspects.
     suspicions: BTreeMap<Seat, Suspicion>,
-    /// When the suspicions end.
+    /// When the suspects are asked, or their suspicions end.
     expiries: BTreeSet<(Instant, Seat)>,
     /// Exactly of the dead and left ones.
     gone: BTreeMap<Seat, Gone>,
@@ -438,9 +440,7 @@ impl Swim {
         if (self.has_payload || !self.broadcasts.is_empty()) && self.table.len() > 1 {
             next_at = next_at.min(self.gossip_at);
         }
-        if let Some((expires_at, _)) = self.expiries.first() {
-            next_at = next_at.min(*expires_at);
-        }
+        next_at = next_at.min(self.next_suspicion_timeout());
         if let Leave::Until(until_at) = self.leave {
             next_at = next_at.min(until_at);
         }
@@ -605,7 +605,7 @@ impl Swim {
         }
     }
 
-    /// Ends suspicions that are due, and nothing else: for a driver whose sends are held up.
+    /// Sees to suspicions that are due, and nothing else: for a driver whose sends are held up.
     pub fn handle_suspicion_timeout(&mut self, now: Instant) {
         self.advance(now);
         self.expire_suspicions(now);
@@ -631,7 +631,7 @@ impl Swim {
         self.expiries.clear();
         for (seat, suspicion) in &mut self.suspicions {
             suspicion.delay(pause);
-            self.expiries.insert((suspicion.expires_at(), *seat));
+            self.expiries.insert((suspicion.due_at(), *seat));
         }
         if let Some(probe) = &mut self.probe {
             probe.delay(pause);
@@ -697,7 +697,7 @@ impl Swim {
         for (seat, suspicion) in &self.suspicions {
             suspicion.check();
             assert!(
-                self.expiries.contains(&(suspicion.expires_at(), *seat)),
+                self.expiries.contains(&(suspicion.due_at(), *seat)),
                 "a suspicion has its timer"
             );
         }

@@ -398,6 +398,32 @@ fn a_member_that_is_deaf_again_and_again_is_failed_once_more_and_then_kept_out_u
     });
 }
 
+/// memberlist's fastest failure of a small pool: a probe of a second, and the shortest suspicion of four.
+#[test]
+fn a_member_that_stands_still_for_five_seconds_again_and_again_is_not_failed_and_fails_nobody() {
+    for seed in 0..40 {
+        let mut net = Cluster::joined(8, seed);
+        net.loss_permille = 5;
+        for _ in 0..8 {
+            net.pause(8, true);
+            net.run(secs(5));
+            net.pause(8, false);
+            net.run(secs(2));
+        }
+        let mut suspected_count = 0;
+        for viewer in 1..=8 {
+            let events = net.events(viewer);
+            assert!(
+                !events.iter().any(|event| matches!(event, Event::Failed(_))),
+                "seed {seed}: n{viewer} {events:?}"
+            );
+            let is_suspected = |event: &&Event| matches!(event, Event::Suspected { member, .. } if *member == id(8));
+            suspected_count += events.iter().filter(is_suspected).count();
+        }
+        assert!(suspected_count > 7 * 4, "it was suspected most times");
+    }
+}
+
 #[test]
 fn a_member_stopped_for_a_while_declares_nobody_dead_when_it_runs_again() {
     for seed in 0..10 {

@@ -2,12 +2,15 @@
 //!
 //! - Members held for dead are pinged now and then, and told so: after a partition neither side pings the other else.
 //! - A ping from a member held for suspect, dead or left is answered with that belief, so that it refutes at once.
+//! - A suspect about to be held for dead is pinged, and told so: it may have refuted without our hearing of it, or have
+//!   stood still until now.
 //! - Whoever accuses us, of this incarnation or an earlier one, is told of this one.
 //! - A ping from an address where nobody is known (we forgot all in a restart) begins an exchange with it.
 //!
 //! A packet names no sender: it is recognized by its source address. Behind address translation the rules above do
 //! nothing, and the exchanges of the full state heal alone.
-//! Bounds: whatever peers send, `ANSWER_COUNT_MAX` answers to accusations in `WINDOW`, one exchange with a stranger at a
+//! Bounds: whatever peers send, `ANSWER_COUNT_MAX` answers to accusations and `ASK_COUNT_MAX` questions to suspects in
+//! `WINDOW`, one exchange with a stranger at a
 //! time and in `WINDOW`, `BELIEF_COUNT_MAX` beliefs an ack.
 
 use super::{Leave, Output, Seat, Swim, below, tick_after};
@@ -19,6 +22,8 @@ use std::time::Duration;
 const WINDOW: Duration = Duration::from_secs(1);
 /// A pool that accuses us all at once is told by its own gossip as well.
 const ANSWER_COUNT_MAX: u32 = 64;
+/// Suspects asked in `WINDOW`: when more of them are due, the network broke.
+const ASK_COUNT_MAX: u32 = 128;
 /// Ids that failed at one address, one after the other.
 const BELIEF_COUNT_MAX: usize = 4;
 /// Dead members pinged at a time, and, about, how many members ping one of them each probe interval: the size of the
@@ -41,8 +46,30 @@ pub(super) struct Healing {
     exchange: Option<(SocketAddr, Instant)>,
     /// No exchange with a stranger before.
     exchange_at: Instant,
-    answers_since: Instant,
-    answer_count: u32,
+    answers: Allowance,
+    /// Of questions to suspects.
+    asks: Allowance,
+}
+
+/// So many times in `WINDOW`, and no more.
+#[derive(Debug)]
+struct Allowance {
+    since: Instant,
+    count: u32,
+}
+
+impl Allowance {
+    fn new(now: Instant) -> Self {
+        Self { since: now, count: 0 }
+    }
+    fn take(&mut self, now: Instant, count_max: u32) -> bool {
+        if now - self.since >= WINDOW {
+            *self = Self::new(now);
+        }
+        let is_left = self.count < count_max;
+        self.count += u32::from(is_left);
+        is_left
+    }
 }
 
 impl Healing {
@@ -53,8 +80,8 @@ impl Healing {
             back_until: now,
             exchange: None,
             exchange_at: now,
-            answers_since: now,
-            answer_count: 0,
+            answers: Allowance::new(now),
+            asks: Allowance::new(now),
         }
     }
 }
@@ -115,13 +142,7 @@ impl Swim {
             if is_held || below(&mut self.knock_rng, hush) > 0 {
                 continue;
             }
-            let (target, to) = (self.table.get(seat).id(), self.table.get(seat).address());
-            let belief = self.accusation(seat).expect("it is dead");
-            let sequence = self.next_sequence();
-            // The belief first, so that the ack carries the refutation.
-            // No other news: if it was we who were cut off, what we think of the others is wrong as well.
-            let messages = vec![Message::Update(belief), Message::Ping { sequence, target }];
-            self.outputs.push_back(Output::Packet { to, messages });
+            self.confront(seat);
         }
     }
 
@@ -180,19 +201,30 @@ impl Swim {
         address == self.my_record().address() || !self.table.holders(address).is_empty()
     }
 
+    /// Its suspicion is nearly over: it may have refuted without our hearing of it, or have stood still until now.
+    pub(super) fn ask_suspect(&mut self, now: Instant, seat: Seat) {
+        if self.leave == Leave::No && self.healing.asks.take(now, ASK_COUNT_MAX) {
+            self.counters.suspects_asked += 1;
+            self.confront(seat);
+        }
+    }
+    /// Pings a member that is not thought well of, and tells it so.
+    fn confront(&mut self, seat: Seat) {
+        let Some(belief) = self.accusation(seat) else { return };
+        let record = self.table.get(seat);
+        let (target, to) = (record.id(), record.address());
+        let sequence = self.next_sequence();
+        // The belief first, so that the ack carries the refutation.
+        // No other news: if it was we who were cut off, what we think of the others is wrong as well.
+        let messages = vec![Message::Update(belief), Message::Ping { sequence, target }];
+        self.outputs.push_back(Output::Packet { to, messages });
+    }
+
     /// Told once a packet: its news may accuse us many times.
     pub(super) fn answer_accusation(&mut self, now: Instant, to: SocketAddr) {
-        if self.leave != Leave::No {
+        if self.leave != Leave::No || !self.healing.answers.take(now, ANSWER_COUNT_MAX) {
             return;
         }
-        if now - self.healing.answers_since >= WINDOW {
-            self.healing.answers_since = now;
-            self.healing.answer_count = 0;
-        }
-        if self.healing.answer_count >= ANSWER_COUNT_MAX {
-            return;
-        }
-        self.healing.answer_count += 1;
         let record = self.my_record();
         let (member, incarnation) = (record.state.clone(), record.incarnation());
         let messages = vec![Message::Update(Update::Alive { member, incarnation })];
@@ -209,7 +241,8 @@ impl Swim {
     }
 
     pub(super) fn check_healing(&self) {
-        assert!(self.healing.answer_count <= ANSWER_COUNT_MAX, "answers are bounded");
+        assert!(self.healing.answers.count <= ANSWER_COUNT_MAX, "answers are bounded");
+        assert!(self.healing.asks.count <= ASK_COUNT_MAX, "questions are bounded");
     }
 }
 

@@ -375,18 +375,27 @@ impl Swim {
         if weighs && !self.doubt.is_trusted(now, from) {
             return false;
         }
-        let suspicion = self.suspicions.get_mut(&seat).expect("a suspect has a suspicion");
-        let expires_at = suspicion.expires_at();
-        if !suspicion.confirm(from) {
-            return false;
-        }
-        if weighs {
+        self.adjust_suspicion(seat, |suspicion| {
             // Many accusers that speak up at one moment may have been stalled together, and the accused hears them only now.
-            suspicion.extend(expires_at.min(now + suspicion.grace()));
+            let not_before = if weighs { now + suspicion.grace() } else { Instant::ZERO };
+            suspicion.confirm(from, not_before)
+        })
+    }
+    /// Changes a suspicion, and its timer with it.
+    fn adjust_suspicion<T>(&mut self, seat: Seat, change: impl FnOnce(&mut Suspicion) -> T) -> T {
+        let suspicion = self.suspicions.get_mut(&seat).expect("a suspect has a suspicion");
+        let before = suspicion.due_at();
+        let outcome = change(suspicion);
+        if suspicion.due_at() != before {
+            self.expiries.remove(&(before, seat));
+            self.expiries.insert((suspicion.due_at(), seat));
         }
-        self.expiries.remove(&(expires_at, seat));
-        self.expiries.insert((suspicion.expires_at(), seat));
-        true
+        outcome
+    }
+    fn end_suspicion(&mut self, seat: Seat) {
+        if let Some(suspicion) = self.suspicions.remove(&seat) {
+            self.expiries.remove(&(suspicion.due_at(), seat));
+        }
     }
     fn suspect(&mut self, now: Instant, seat: Seat, incarnation: Incarnation, from: NodeId) {
         let live_count = self.live_count();
@@ -400,14 +409,15 @@ impl Swim {
         };
         let timeout_min = self.config.suspicion_timeout_min(live_count);
         let timeout_max = timeout_min.saturating_mul(self.config.suspicion_max_timeout_mult.max(1));
-        let mut suspicion = Suspicion::new(now, from, confirmations, timeout_min, timeout_max);
+        let ask_lead = self.config.ask_lead();
+        let mut suspicion = Suspicion::new(now, from, confirmations, timeout_min, timeout_max, ask_lead);
         if self.config.weighs_accusers && !self.doubt.is_trusted(now, from) {
             suspicion.extend(now + timeout_max);
         }
         let member = self.table.get(seat).id();
         self.table.set_incarnation(seat, incarnation);
         self.set_status(now, seat, Status::Suspect, from);
-        self.expiries.insert((suspicion.expires_at(), seat));
+        self.expiries.insert((suspicion.due_at(), seat));
         self.suspicions.insert(seat, suspicion);
         self.counters.suspicions += 1;
         self.note_suspected(now, member, from);
@@ -423,12 +433,12 @@ impl Swim {
         });
     }
     pub(super) fn expire_suspicions(&mut self, now: Instant) {
-        while let Some((_, seat)) = self
-            .expiries
-            .first()
-            .copied()
-            .filter(|(expires_at, _)| *expires_at <= now)
-        {
+        while let Some((_, seat)) = self.expiries.first().copied().filter(|(due_at, _)| *due_at <= now) {
+            if now < self.suspicions[&seat].expires_at() {
+                self.ask_suspect(now, seat);
+                self.adjust_suspicion(seat, Suspicion::note_asked);
+                continue;
+            }
             if let Some(until_at) = self.excuse(now) {
                 self.extend_suspicion(seat, until_at);
                 continue;
@@ -439,12 +449,7 @@ impl Swim {
         }
     }
     pub(super) fn extend_suspicion(&mut self, seat: Seat, until_at: Instant) {
-        let suspicion = self.suspicions.get_mut(&seat).expect("a suspect has a suspicion");
-        let before = suspicion.expires_at();
-        if suspicion.extend(until_at) {
-            self.expiries.remove(&(before, seat));
-            self.expiries.insert((until_at, seat));
-        }
+        self.adjust_suspicion(seat, |suspicion| suspicion.extend(until_at));
     }
 
     fn apply_dead(&mut self, now: Instant, id: NodeId, incarnation: Incarnation, from: NodeId) {
@@ -484,16 +489,9 @@ impl Swim {
                 if now >= believed_at {
                     return self.declare_dead(now, seat, incarnation, from);
                 }
-                self.hasten_suspicion(seat, believed_at);
+                self.adjust_suspicion(seat, |suspicion| suspicion.hasten(believed_at));
             }
         }
-    }
-    fn hasten_suspicion(&mut self, seat: Seat, at: Instant) {
-        let suspicion = self.suspicions.get_mut(&seat).expect("a suspect has a suspicion");
-        let before = suspicion.expires_at();
-        suspicion.hasten(at);
-        self.expiries.remove(&(before, seat));
-        self.expiries.insert((suspicion.expires_at(), seat));
     }
     fn declare_dead(&mut self, now: Instant, seat: Seat, incarnation: Incarnation, from: NodeId) {
         self.table.set_incarnation(seat, incarnation);
@@ -544,9 +542,7 @@ impl Swim {
 
     /// `by` is who said so.
     pub(super) fn set_status(&mut self, now: Instant, seat: Seat, status: Status, by: NodeId) {
-        if let Some(suspicion) = self.suspicions.remove(&seat) {
-            self.expiries.remove(&(suspicion.expires_at(), seat));
-        }
+        self.end_suspicion(seat);
         if !status.is_live() || status == Status::Alive && self.gone.contains_key(&seat) {
             self.leave_intents.remove(&seat);
         }
@@ -577,9 +573,7 @@ impl Swim {
     pub(super) fn forget(&mut self, seat: Seat) {
         let gone = self.seen(seat);
         let record = self.table.remove(seat);
-        if let Some(suspicion) = self.suspicions.remove(&seat) {
-            self.expiries.remove(&(suspicion.expires_at(), seat));
-        }
+        self.end_suspicion(seat);
         self.gone.remove(&seat);
         self.leave_intents.remove(&seat);
         self.intent_times.remove(&seat);
