@@ -10,12 +10,12 @@
 use bytes::Bytes;
 use quorate_dns_answer::{Name, encode_question, qtype};
 use quorate_store::{
-    Command, Consistency, KvCommand, KvOperation, KvVerb, Operation, Outcome, Query, SessionCommand, Store,
+    Command, Consistency, KvCommand, KvOperation, KvVerb, Operation, Outcome, Query, SessionCommand, StateHash, Store,
 };
 use quorate_swim::{MemberState, Message, Update};
 use quorate_types::{
-    Check, Deregistration, Incarnation, Instant, KvPair, LogIndex, ModifyIndex, NodeId, Registration, Service, Session,
-    Uuid, WallTime,
+    Check, Coordinate, Deregistration, Incarnation, Instant, KvPair, LogIndex, ModifyIndex, NodeCoordinate, NodeId,
+    Registration, Service, Session, Uuid, WallTime,
 };
 use quorate_user_events::{EventState, LamportTime, Message as EventMessage, Query as EventQuery, QueryId, UserEvent};
 use quorate_wire::codec;
@@ -392,6 +392,25 @@ fn commands() -> Vec<(&'static str, Vec<Command>)> {
                         .to_vec(),
                 ),
             ],
+        ),
+        (
+            "coordinates",
+            vec![
+                registration(),
+                Command::Coordinates(vec![NodeCoordinate {
+                    node: "n1".to_owned(),
+                    coordinate: Coordinate::default(),
+                }]),
+            ],
+        ),
+        (
+            "state_hash",
+            vec![Command::StateHash(StateHash {
+                server: node(3),
+                at: LogIndex(1024),
+                rules: StateHash::RULES,
+                hash: 7,
+            })],
         ),
         ("batch", vec![Command::Batch(vec![set(), registration()]), set()]),
         (

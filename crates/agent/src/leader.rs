@@ -6,13 +6,13 @@
 //! Not here: the rules (`anti-entropy::reconcile`), votes and pledges (`replica`), how long a session lasts (`sessions`).
 
 use crate::local::command_of;
-use crate::router::is_alive_server;
+use crate::router::{Router, is_alive_server};
 use crate::sessions::SessionTimers;
 use quorate_anti_entropy::{Catalog, Change, reconcile};
 use quorate_gossip::{Gossip, MemberEvent, MemberEvents};
 use quorate_replica::{Bootstrapped, RaftRt, Replica};
 use quorate_store::{Answer, Command, Consistency, Outcome, Query};
-use quorate_types::{Instant, Member, MemberStatus, ModifyIndex, NodeId};
+use quorate_types::{Instant, LogIndex, Member, MemberStatus, ModifyIndex, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -125,6 +125,19 @@ impl<R: RaftRt> ServerDuties<R> {
             Ok(Bootstrapped::Done) => tracing::info!("the cluster is founded"),
             Ok(outcome) => tracing::debug!(?outcome, "the cluster is not founded yet"),
             Err(err) => tracing::warn!(%err, "founding the cluster failed, trying again"),
+        }
+    }
+
+    /// Writes the hash of this server's state to the log now and then, for all to compare: leader or not.
+    pub async fn tell_state_hashes(self, router: Router<R>) {
+        let mut seen = LogIndex(0);
+        loop {
+            let hash = self.replica.next_state_hash(seen).await;
+            seen = hash.at;
+            if let Err(err) = router.write(Command::StateHash(hash)).await {
+                // One less to compare with: the next comes soon enough.
+                tracing::debug!(%err, at = seen.0, "tell the others this state's hash");
+            }
         }
     }
 

@@ -348,7 +348,8 @@ impl<R: RaftRt> Agent<R> {
                 sessions: inner.router.session_timers().clone(),
             };
             self.keep(rt.spawn("agent.track", duties.clone().track_servers()));
-            self.keep(rt.spawn("agent.lead", duties.lead()));
+            self.keep(rt.spawn("agent.lead", duties.clone().lead()));
+            self.keep(rt.spawn("agent.hashes", duties.tell_state_hashes(inner.router.clone())));
             self.keep(rt.spawn("agent.fatal", self.clone().end_when_replica_fails(replica.clone())));
         }
 

@@ -11,6 +11,7 @@
 
 mod bootstrap;
 mod client;
+mod comparison;
 mod identity;
 pub mod log;
 mod machine;

@@ -15,7 +15,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{Instant as _, LinearizerOption, Raft, ServerState, SnapshotPolicy};
 use quorate_rt::{AnyDisk, Disk as _, Listener as _, Task};
-use quorate_store::{Command, Consistency, Outcome, Store};
+use quorate_store::{Command, Consistency, Outcome, StateHash, Store};
 use quorate_types::limits::RPC_FRAME_LEN_BYTES_MAX;
 use quorate_types::{Instant, LogIndex, NodeId, Uuid};
 use quorate_wire::codec;
@@ -750,6 +750,17 @@ impl<R: RaftRt> Replica<R> {
                 return now;
             }
             moved.await;
+        }
+    }
+
+    /// Waits for a hash of this server's state taken after the one at `seen` (0 at first), to be written to the log.
+    pub async fn next_state_hash(&self, seen: LogIndex) -> StateHash {
+        let (at, hash) = self.inner.published.next_hash(seen).await;
+        StateHash {
+            server: self.inner.node_id,
+            at,
+            rules: StateHash::RULES,
+            hash,
         }
     }
 

@@ -1,7 +1,9 @@
 //! What the log carries: every change of the replicated state, as a value.
 
 use crate::transaction::{Operation, TransactionReply};
-use quorate_types::{Deregistration, KvPair, ModifyIndex, NodeCoordinate, Registration, Session, Uuid, WallTime};
+use quorate_types::{
+    Deregistration, KvPair, LogIndex, ModifyIndex, NodeCoordinate, NodeId, Registration, Session, Uuid, WallTime,
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -32,6 +34,24 @@ pub enum Command {
     Transaction(Vec<Operation>),
     /// Where nodes are in the network. Of an unknown node: passed over.
     Coordinates(Vec<NodeCoordinate>),
+    /// Changes nothing: servers compare their states by it.
+    StateHash(StateHash),
+}
+
+/// What one server's state hashed to, for the others to compare with theirs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateHash {
+    pub server: NodeId,
+    /// The state once this entry of the log was applied.
+    pub at: LogIndex,
+    /// [`StateHash::RULES`] of that server: only hashes made by the same rules are alike.
+    pub rules: u32,
+    pub hash: u64,
+}
+
+impl StateHash {
+    /// How [`crate::Store::hash`] is made. To be raised with every change of what it gives for a state.
+    pub const RULES: u32 = 1;
 }
 
 /// A change of the sessions.
@@ -160,6 +180,7 @@ mod single {
         Session(SessionCommand),
         Transaction(Vec<Operation>),
         Coordinates(Vec<NodeCoordinate>),
+        StateHash(StateHash),
     }
 
     #[derive(Deserialize)]
@@ -184,6 +205,7 @@ mod single {
                 SingleCommand::Session(command) => Self::Session(command),
                 SingleCommand::Transaction(operations) => Self::Transaction(operations),
                 SingleCommand::Coordinates(updates) => Self::Coordinates(updates),
+                SingleCommand::StateHash(hash) => Self::StateHash(hash),
             }
         }
     }

@@ -18,7 +18,7 @@ mod table;
 mod touched;
 pub mod transaction;
 
-pub use command::{Command, CommandError, KvCommand, Outcome, SessionCommand};
+pub use command::{Command, CommandError, KvCommand, Outcome, SessionCommand, StateHash};
 pub use query::{AddressOwner, Answer, Consistency, Evaluation, Instance, NodeView, Query, Topic, fold};
 pub use record::{Record, RecordError, StoreBuilder};
 pub use session::{LockDelay, SessionChange, SessionView};

@@ -9,7 +9,7 @@ use quorate_store::transaction::{RecordKind, RecordName};
 use quorate_store::{
     AddressOwner, Answer, CatalogVerb, CheckOperation, Command, CommandError, Evaluation, Instance, KvCommand,
     KvOperation, KvVerb, LockDelay, NodeOperation, NodeView, Operation, OperationError, OperationFault,
-    OperationResult, Outcome, Query, Record, ServiceOperation, SessionChange, SessionCommand, Store, Topic,
+    OperationResult, Outcome, Query, Record, ServiceOperation, SessionChange, SessionCommand, StateHash, Store, Topic,
     TransactionReply,
 };
 use quorate_types::{
@@ -375,7 +375,7 @@ impl Model {
         let mut before = self.tables.clone();
         let done = |result: Result<(), CommandError>| result.map_or_else(Outcome::Refused, |()| Outcome::Done);
         let outcome = match command {
-            Command::Barrier => Outcome::Done,
+            Command::Barrier | Command::StateHash(_) => Outcome::Done,
             Command::Register(registration) => {
                 let trial = self.tables.clone().register(at, registration, None);
                 let old = self.tables.renames(registration).filter(|_| trial.is_ok());
@@ -1216,6 +1216,12 @@ fn any_step() -> impl Strategy<Value = Step> {
         20 => single().prop_map(Step::Plain),
         2 => proptest::collection::vec(single(), 0..4).prop_map(|commands| Step::Plain(Command::Batch(commands))),
         1 => Just(Step::Plain(Command::Barrier)),
+        1 => Just(Step::Plain(Command::StateHash(StateHash {
+            server: NodeId::default(),
+            at: LogIndex(1024),
+            rules: StateHash::RULES,
+            hash: 7,
+        }))),
         2 => any_pair().prop_map(Step::CasCurrent),
         1 => any_pair().prop_map(|pair| Step::DeleteCasCurrent(pair.key)),
         1 => (0_u64..12).prop_map(Step::Collect),

@@ -289,11 +289,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use quorate_store::{
-        KvCommand, KvOperation, KvVerb, NodeOperation, Operation, Outcome, SessionCommand, Store, TransactionReply,
+        KvCommand, KvOperation, KvVerb, NodeOperation, Operation, Outcome, SessionCommand, StateHash, Store,
+        TransactionReply,
     };
     use quorate_types::{
-        Check, CheckStatus, Deregistration, KvPair, LogIndex, ModifyIndex, NodeId, Registration, Service, Session,
-        Uuid, WallTime,
+        Check, CheckStatus, Coordinate, Deregistration, KvPair, LogIndex, ModifyIndex, NodeCoordinate, NodeId,
+        Registration, Service, Session, Uuid, WallTime,
     };
 
     fn put(key: &str, value: Vec<u8>) -> Command {
@@ -405,6 +406,16 @@ mod tests {
                 delays: vec![("l/3".into(), ModifyIndex(1))],
             }),
             Command::Transaction(operations),
+            Command::Coordinates(vec![NodeCoordinate {
+                node: "n1".into(),
+                coordinate: Coordinate::default(),
+            }]),
+            Command::StateHash(StateHash {
+                server: NodeId(Uuid::from_bytes([5; 16])),
+                at: LogIndex(1024),
+                rules: 1,
+                hash: u64::MAX,
+            }),
         ]);
         singles
     }
@@ -452,7 +463,7 @@ mod tests {
         assert_eq!(Store::from_records(records).unwrap().hash(), store.hash());
         // A variant is kept by its position, so each stays where it was.
         let positions: Vec<u8> = singles().iter().map(|command| encode_command(command)[1]).collect();
-        let expected = [0, 1, 2, 3, 3, 3, 3, 3, 3, 3, 4, 6, 1, 7, 7, 3, 3, 3, 7, 7, 8];
+        let expected = [0, 1, 2, 3, 3, 3, 3, 3, 3, 3, 4, 6, 1, 7, 7, 3, 3, 3, 7, 7, 8, 9, 10];
         assert_eq!(positions, expected);
     }
 
@@ -460,7 +471,7 @@ mod tests {
     fn the_records_of_this_test_are_of_every_kind() {
         let mut kinds: Vec<u8> = store().records().map(|record| codec::encode(&record)[0]).collect();
         kinds.dedup();
-        assert_eq!(kinds, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+        assert_eq!(kinds, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]);
     }
 
     #[test]

@@ -5,7 +5,8 @@ mod sessions;
 mod transactions;
 
 use quorate_store::{
-    AddressOwner, Answer, Applied, Command, CommandError, KvCommand, Outcome, Query, Record, RecordError, Store, Topic,
+    AddressOwner, Answer, Applied, Command, CommandError, KvCommand, Outcome, Query, Record, RecordError, StateHash,
+    Store, Topic,
 };
 use quorate_types::{
     Check, CheckStatus, Deregistration, KvPair, LogIndex, ModifyIndex, Node, NodeId, Registration, Service, Uuid,
@@ -834,6 +835,15 @@ fn the_first_name_of_a_cluster_stays() {
     assert_eq!(bench.apply(name(2)).outcome, Outcome::Decided(false));
     assert_eq!(bench.apply(name(1)).outcome, Outcome::Decided(true));
     assert_eq!(bench.store.cluster_id(), Some(id(1).0));
+}
+
+#[test]
+fn the_rules_of_the_hash_are_the_ones_that_its_number_says() {
+    let mut bench = Bench::default();
+    bench.done(set("k", "v"));
+    bench.done(on("n", service("", "web", &["a"])));
+    // Servers of another build compare with this one: who changes what a state hashes to raises `StateHash::RULES`.
+    assert_eq!((StateHash::RULES, bench.store.hash()), (1, 15_065_610_269_772_786_610));
 }
 
 #[test]
