@@ -67,7 +67,7 @@ pub fn read(tree: &Value, inherited: &Inherited) -> Definitions {
         let source = text(value, SOURCE_KEY);
         let label = name_or_id(value);
         let mut invalid = Vec::new();
-        let (definition, unsupported) = check(value, inherited, &mut invalid);
+        let (definition, unsupported) = check(value, &label, inherited, &mut invalid);
         out.invalid.extend(invalid.iter().map(|mistake| from(mistake, &source)));
         let prepared = match unsupported {
             Some(reason) => Err(reason),
@@ -153,7 +153,12 @@ fn service(value: &Value, inherited: &Inherited, invalid: &mut Vec<String>) -> (
         if matches!(each, Value::Map(map) if map.is_empty()) {
             continue;
         }
-        let (mut check, reason) = check(each, inherited, invalid);
+        // What has no name of its own goes by the id it would get.
+        let check_label = match name_or_id(each) {
+            own if own.is_empty() => format!("service:{label}"),
+            own => own,
+        };
+        let (mut check, reason) = check(each, &check_label, inherited, invalid);
         if text(each, "token").is_empty() {
             check.token.clone_from(&token);
         }
@@ -181,9 +186,13 @@ fn service(value: &Value, inherited: &Inherited, invalid: &mut Vec<String>) -> (
     (ServiceDefinition { service, checks, token }, unsupported)
 }
 
-/// The check, and the reason why its kind cannot run here, if so.
-fn check(value: &Value, inherited: &Inherited, invalid: &mut Vec<String>) -> (CheckDefinition, Option<String>) {
-    let label = name_or_id(value);
+/// The check, and the reason why its kind cannot run here, if so. Mistakes are told by its label.
+fn check(
+    value: &Value,
+    label: &str,
+    inherited: &Inherited,
+    invalid: &mut Vec<String>,
+) -> (CheckDefinition, Option<String>) {
     let mut bad = |key: &str, what: String| invalid.push(format!("check[{label}].{key}: {what}"));
     let mut time = |key: &str| -> Duration {
         let text = text(value, key);
@@ -468,12 +477,13 @@ mod tests {
     #[test]
     fn unreadable_values_make_the_file_invalid() {
         let definitions = read_json(
-            r#"{"check":{"id":"m","name":"m","ttl":"10s","interval":"5","status":"bogus"},"service":{"name":"w","weights":{"passing":70000}}}"#,
+            r#"{"check":{"id":"m","name":"m","ttl":"10s","interval":"5","status":"bogus"},"service":{"name":"w","weights":{"passing":70000},"check":{"ttl":"10"}}}"#,
         );
         assert_eq!(
             definitions.invalid,
             [
                 "service[w].weights: Invalid Weights: DNS Weight must be between 0 and 65535 (from f.json)",
+                "check[service:w].ttl: invalid duration: \"10\": time: missing unit in duration \"10\" (from f.json)",
                 "check[m].interval: invalid duration: \"5\": time: missing unit in duration \"5\" (from f.json)",
                 "check[m].status: Bad check status \"bogus\" (from f.json)",
             ]
