@@ -168,6 +168,19 @@ mod tests {
             "Failed to compile status regexp: error parsing regexp: missing closing ): `(`\n",
         );
         check("members -bogus", "flag provided but not defined: -bogus\n");
+        check("lock", "Key prefix and child command must be specified\n");
+        check("lock p", "Key prefix and child command must be specified\n");
+        check("lock -n=0 p true", "Lock holder limit must be positive\n");
+        check("lock -n=-1 p true", "Lock holder limit must be positive\n");
+        check("lock -timeout=-1s p true", "Timeout must be positive\n");
+        check(
+            "lock -try=abc p true",
+            "invalid value \"abc\" for flag -try: parse error\n",
+        );
+        check(
+            "lock -monitor-retry=-1 p true",
+            "Number for 'monitor-retry' must be >= 0\n",
+        );
         check("join", "At least one address to join must be specified.\n\n");
         check(
             "force-leave",

@@ -1,7 +1,7 @@
 //! The calls of the command line, one method each.
 
 use crate::shapes::{
-    CoordinateEntry, DatacenterMap, HealthCheck, KeyringPool, RaftConfiguration, Reachability, UserEvent,
+    CoordinateEntry, Created, DatacenterMap, HealthCheck, KeyringPool, RaftConfiguration, Reachability, UserEvent,
 };
 use crate::{Answer, CatalogNode, CatalogService, Client, ClientError, KvEntry, Member, Target};
 use bytes::Bytes;
@@ -9,6 +9,7 @@ use http::{Method, StatusCode};
 use quorate_rt::Rt;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Consul's client does not send a factor of 0.
 fn relay_text(factor: u64) -> String {
@@ -26,6 +27,31 @@ pub struct KvPutOptions {
     /// Session to lock the key with.
     pub acquire: Option<String>,
     pub release: Option<String>,
+}
+
+/// How a key or prefix is read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// Wait until the read's index exceeds this one. 0: answer at once.
+    pub index: u64,
+    /// The longest wait; `None`: the agent's.
+    pub wait: Option<Duration>,
+    pub is_consistent: bool,
+}
+
+impl ReadOptions {
+    fn add_to(&self, target: Target) -> Target {
+        let target = match self.index {
+            0 => target,
+            index => target.query("index", &index.to_string()),
+        };
+        let target = match self.wait {
+            // Below a millisecond the agent's own default would apply.
+            Some(wait) => target.query("wait", &format!("{}ms", wait.as_millis().max(1))),
+            None => target,
+        };
+        target.flag_if("consistent", self.is_consistent)
+    }
 }
 
 /// Which nodes or services of the catalog are wanted.
@@ -131,6 +157,26 @@ impl<R: Rt> Client<R> {
         let target = Target::new("/v1/kv/").rest(prefix).flag("recurse");
         Ok(self.found(target).await?.unwrap_or_default())
     }
+    /// The entry of a key, and the index to wait for a change beyond. Never stale, whatever the client's own setting.
+    pub async fn kv_read(&self, key: &str, options: &ReadOptions) -> Result<(Option<KvEntry>, u64), ClientError> {
+        let target = options.add_to(Target::new("/v1/kv/").rest(key));
+        let (entries, index) = self.kv_entries(target).await?;
+        Ok((entries.into_iter().next(), index))
+    }
+    /// The same of all below a prefix, in key order.
+    pub async fn kv_read_all(&self, prefix: &str, options: &ReadOptions) -> Result<(Vec<KvEntry>, u64), ClientError> {
+        let target = Target::new("/v1/kv/").rest(prefix).flag("recurse");
+        self.kv_entries(options.add_to(target)).await
+    }
+    async fn kv_entries(&self, target: Target) -> Result<(Vec<KvEntry>, u64), ClientError> {
+        let answer = self.call(Method::GET, target, Bytes::new()).await?;
+        let index = answer.index().unwrap_or_default();
+        match answer.status {
+            StatusCode::OK => Ok((answer.json()?, index)),
+            StatusCode::NOT_FOUND => Ok((Vec::new(), index)),
+            status => Err(ClientError::BareStatus { status }),
+        }
+    }
     pub async fn kv_keys(&self, prefix: &str, separator: &str) -> Result<Vec<String>, ClientError> {
         let target = Target::new("/v1/kv/")
             .rest(prefix)
@@ -173,6 +219,31 @@ impl<R: Rt> Client<R> {
             .await?
             .ok()?
             .json()
+    }
+
+    /// Opens a session of the agent's node; an empty behavior is the default. Answers its id.
+    pub async fn create_session(&self, name: &str, ttl: Duration, behavior: &str) -> Result<String, ClientError> {
+        let mut body = serde_json::json!({"Name": name, "TTL": format!("{}s", ttl.as_secs())});
+        if !behavior.is_empty() {
+            body["Behavior"] = behavior.into();
+        }
+        let target = Target::new("/v1/session/create");
+        let created: Created = self.put(target, serde_json::to_vec(&body)?).await?.ok()?.json()?;
+        Ok(created.id)
+    }
+    /// Whether it was there to be renewed.
+    pub async fn renew_session(&self, id: &str) -> Result<bool, ClientError> {
+        let answer = self
+            .put(Target::new("/v1/session/renew/").rest(id), Bytes::new())
+            .await?;
+        match answer.status {
+            StatusCode::NOT_FOUND => Ok(false),
+            _ => answer.ok().map(|_| true),
+        }
+    }
+    /// Ends a session, whether or not it was there.
+    pub async fn destroy_session(&self, id: &str) -> Result<(), ClientError> {
+        self.put_empty(Target::new("/v1/session/destroy/").rest(id)).await
     }
 
     pub async fn datacenters(&self) -> Result<Vec<String>, ClientError> {

@@ -7,12 +7,14 @@
 
 pub mod address;
 pub mod calls;
+pub mod lock;
 pub mod shapes;
 pub mod target;
 
 pub use address::{Address, AddressError};
 pub use calls::EventOptions;
 pub use http::Method;
+pub use lock::{CleanUp, Lock, LockError, LockOptions};
 pub use shapes::{CatalogNode, CatalogService, CoordinateEntry, KvEntry, Member};
 pub use target::Target;
 

@@ -64,6 +64,14 @@ fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error
     }
 }
 
+/// What `session/create` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Created {
+    #[serde(rename = "ID")]
+    pub id: String,
+}
+
 /// One of `catalog/nodes`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]

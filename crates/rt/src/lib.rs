@@ -22,7 +22,7 @@ pub mod task;
 
 pub use disk::{AnyDisk, AnyFile, DirEntry, Disk, File, MemoryDisk, OpenMode};
 pub use net::{Listener, Udp};
-pub use process::{ProcessEnd, ProcessOutput, ProcessSpec};
+pub use process::{ChildDriver, ChildProcess, ChildSignal, ChildSpec, ProcessEnd, ProcessOutput, ProcessSpec};
 pub use task::{Task, TaskDropped};
 
 use quorate_types::{Instant, Uuid, WallTime};
@@ -148,6 +148,13 @@ pub trait Rt: Clone + Send + Sync + 'static {
 
     /// Runs a child process to its end or its timeout; at the timeout its whole process group is killed.
     fn run_process(&self, spec: ProcessSpec) -> impl Future<Output = ProcessOutput> + Send;
+    /// Starts a child that writes where this process writes. An error is the system's reason why it did not start.
+    ///
+    /// Only commands do so, never the agent: a world without terminals need not have it, and then answers
+    /// [`io::ErrorKind::Unsupported`].
+    fn start_child(&self, _spec: ChildSpec) -> impl Future<Output = io::Result<ChildProcess>> + Send {
+        std::future::ready(Err(io::ErrorKind::Unsupported.into()))
+    }
 
     fn host_name(&self) -> String;
     fn interface_addresses(&self) -> Vec<InterfaceAddress>;

@@ -15,7 +15,8 @@
 pub mod disk;
 mod process;
 
-use crate::{Event, InterfaceAddress, Listener, ProcessOutput, ProcessSpec, Rng, Rt, Signal, Udp};
+use crate::{ChildProcess, ChildSpec, Event, InterfaceAddress, Listener, ProcessOutput, ProcessSpec};
+use crate::{Rng, Rt, Signal, Udp};
 use disk::OsDisk;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -278,6 +279,11 @@ impl Rt for TokioRt {
 
     async fn run_process(&self, spec: ProcessSpec) -> ProcessOutput {
         process::run(spec).await
+    }
+    async fn start_child(&self, spec: ChildSpec) -> io::Result<ChildProcess> {
+        let (child, driver) = process::start_child(&spec)?;
+        self.spawn_detached("child-process", Box::pin(driver));
+        Ok(child)
     }
 
     fn host_name(&self) -> String {

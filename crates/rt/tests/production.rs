@@ -5,7 +5,9 @@
 
 use bytes::Bytes;
 use quorate_rt::production::{TokioRt, block_on};
-use quorate_rt::{Disk, File, Listener, OpenMode, ProcessEnd, ProcessOutput, ProcessSpec, Rt, Signal, Udp};
+use quorate_rt::{
+    ChildSignal, ChildSpec, Disk, File, Listener, OpenMode, ProcessEnd, ProcessOutput, ProcessSpec, Rt, Signal, Udp,
+};
 use rand_core::Rng as _;
 use std::future::Future;
 use std::io;
@@ -313,5 +315,65 @@ fn a_panic_in_a_task_ends_the_process() {
             })
             .await;
         assert_eq!(output.end, ProcessEnd::Signaled(nix::sys::signal::SIGABRT as i32));
+    });
+}
+
+fn child(script: &str) -> ChildSpec {
+    ChildSpec {
+        argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        environment: vec![("GREETING".to_owned(), "hello".to_owned())],
+        pass_stdin: false,
+    }
+}
+
+#[test]
+fn a_child_on_our_streams_ends_by_itself_or_when_told() {
+    on_production(|rt| async move {
+        // Nothing comes from a standard input that was not passed, and the environment was.
+        let script = "test -z \"$(cat)\" && test \"$GREETING\" = hello && exit 3";
+        let mut ended = rt.start_child(child(script)).await.unwrap();
+        assert_eq!(ended.wait().await, ProcessEnd::Exited(3));
+        // An end that was told is no child to signal.
+        ended.signal(ChildSignal::Kill);
+
+        let mut told = rt.start_child(child("sleep 1000 & wait")).await.unwrap();
+        assert!(told.id() > 0);
+        told.signal(ChildSignal::Terminate);
+        assert_eq!(told.wait().await, ProcessEnd::Signaled(15));
+
+        let absent = ChildSpec {
+            argv: vec!["/no/such/program".to_owned()],
+            ..child("")
+        };
+        assert_eq!(
+            rt.start_child(absent).await.unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+    });
+}
+
+#[test]
+fn a_child_goes_with_all_it_started() {
+    on_production(|rt| async move {
+        // The grandchild holds the pipe's write end for as long as it lives: its end is seen as the pipe's.
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for is_told in [true, false] {
+            let script = format!(
+                "trap '' TERM; sh -c 'sleep 1000' > {} & wait; sleep 1000",
+                pipe.display()
+            );
+            let held = rt.start_child(child(&script)).await.unwrap();
+            let path = pipe.clone();
+            let reader = rt.run_blocking(move || std::fs::File::open(path).unwrap()).await;
+            if is_told {
+                held.signal(ChildSignal::Kill);
+            } else {
+                drop(held);
+            }
+            let rest = rt.run_blocking(move || io::read_to_string(reader).unwrap()).await;
+            assert_eq!(rest, "");
+        }
     });
 }

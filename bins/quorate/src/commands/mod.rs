@@ -7,6 +7,7 @@ mod keygen;
 mod keyring;
 mod kv;
 mod local;
+mod lock;
 mod maint;
 mod members;
 mod reachability;
@@ -324,6 +325,48 @@ pub const COMMANDS: &[Command] = &[
         Group::Client,
         local::leave,
         []
+    ),
+    command!(
+        "lock",
+        "[options] PREFIX CHILD...",
+        "Runs a command while a lock is held",
+        Group::Server,
+        lock::run,
+        [
+            flag(
+                "child-exit-code",
+                Kind::Boolean,
+                "Exit with 2 when the command failed; otherwise its failure is not passed on."
+            ),
+            flag(
+                "monitor-retry",
+                Kind::Text,
+                "Errors in a row, a second apart, until the lock counts as lost (3)."
+            ),
+            flag(
+                "n",
+                Kind::Text,
+                "How many may hold it at a time (1); more than one make it a semaphore."
+            ),
+            flag(
+                "name",
+                Kind::Text,
+                "Name of the session; made of the command without it."
+            ),
+            flag("pass-stdin", Kind::Boolean, "Pass standard input to the command."),
+            flag(
+                "shell",
+                Kind::Boolean,
+                "Run the command in a shell, $SHELL or /bin/sh (true)."
+            ),
+            flag(
+                "timeout",
+                Kind::Text,
+                "Give up when it was not acquired in this time, such as 10s (0: never)."
+            ),
+            flag("try", Kind::Text, "The same as -timeout, which replaces it."),
+            flag("verbose", Kind::Boolean, "Tell what happens."),
+        ]
     ),
     command!(
         "maint",

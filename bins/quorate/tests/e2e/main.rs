@@ -14,6 +14,7 @@ mod events;
 mod ipv6;
 mod keyring;
 mod leave;
+mod lock;
 mod pool;
 mod support;
 mod wan;

@@ -1,11 +1,12 @@
 //! Child processes in process groups of their own.
 
-use crate::{ProcessEnd, ProcessOutput, ProcessSpec};
+use crate::{ChildDriver, ChildProcess, ChildSignal, ChildSpec, ProcessEnd, ProcessOutput, ProcessSpec};
 use futures::FutureExt as _;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use std::collections::VecDeque;
-use std::io::{self, Read as _};
+use std::future::Future;
+use std::io::{self, IsTerminal as _, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitStatus, Stdio};
@@ -178,6 +179,87 @@ fn drain(reader: Receiver, tail: &mut Tail) {
             Err(_) => return,
         }
     }
+}
+
+/// A child on our own streams, with whom to tell when it is to end.
+struct OnOurStreams {
+    child: Child,
+    has_own_group: bool,
+}
+
+impl OnOurStreams {
+    fn tell(&self, signal: Signal) {
+        // As for a group: the id is known until the child is waited for, and what is gone needs no signal.
+        if let Some(id) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
+            let id = Pid::from_raw(id);
+            let _ = match self.has_own_group {
+                true => killpg(id, signal),
+                false => kill(id, signal),
+            };
+        }
+    }
+}
+
+impl Drop for OnOurStreams {
+    fn drop(&mut self) {
+        self.tell(Signal::SIGKILL);
+    }
+}
+
+/// Starts the child. The future that comes with it passes on signals and waits for the end; it must run.
+pub(super) fn start_child(spec: &ChildSpec) -> io::Result<(ChildProcess, impl Future<Output = ()> + Send + 'static)> {
+    let (program, arguments) = spec
+        .argv
+        .split_first()
+        .expect("a process specification names a program");
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .envs(spec.environment.iter().map(|(name, value)| (name, value)));
+    if !spec.pass_stdin {
+        command.stdin(Stdio::null());
+    }
+    // A group of its own lets all that it starts be told at once. But a terminal stops groups that read from it and are not
+    // in its foreground: a child that is given the terminal stays with us, where an interrupt typed there reaches it too.
+    let has_own_group = !(spec.pass_stdin && io::stdin().is_terminal());
+    if has_own_group {
+        command.process_group(0);
+    }
+    let child = command.spawn()?;
+    let (handle, driver) = ChildProcess::new(child.id().unwrap_or_default());
+    let running = OnOurStreams { child, has_own_group };
+    Ok((handle, drive(running, driver)))
+}
+
+async fn drive(mut running: OnOurStreams, driver: ChildDriver) {
+    let ChildDriver { mut signals, end } = driver;
+    let ended = loop {
+        let told = {
+            let ended = running.child.wait().fuse();
+            let told = signals.recv().fuse();
+            futures::pin_mut!(ended, told);
+            futures::select_biased! {
+                ended = ended => break ended,
+                told = told => told,
+            }
+        };
+        match told {
+            Some(signal) => running.tell(match signal {
+                ChildSignal::Interrupt => Signal::SIGINT,
+                ChildSignal::Terminate => Signal::SIGTERM,
+                ChildSignal::Hangup => Signal::SIGHUP,
+                ChildSignal::Kill => Signal::SIGKILL,
+            }),
+            // Nobody waits for it any more: dropping it kills it.
+            None => return,
+        }
+    };
+    let ended = match ended {
+        Ok(status) => end_of(status),
+        Err(err) => ProcessEnd::NotStarted(reason(&err)),
+    };
+    // Whoever asked may be gone.
+    let _ = end.send(ended);
 }
 
 #[cfg(test)]
