@@ -14,7 +14,10 @@ use crate::rt::SimRt;
 use crate::scenario::{CheckKind, KvOperation, Scenario, Whole, Workload};
 use crate::story::{Broken, Story};
 use crate::wire::{Sabotage, USERS, Wire};
+use crate::workload::cells::CellClients;
 use crate::workload::kv_register::{KvClients, Outcome};
+use crate::workload::locks::LockClients;
+use crate::workload::node_lock::NodeLocks;
 use crate::workload::service_dns::Resolver;
 use crate::world::World;
 use anyhow::{Context as _, Result};
@@ -255,6 +258,7 @@ impl Run {
         }
         let workloads = story.scenario.workloads.iter().enumerate();
         let mut registers = Vec::new();
+        let mut users = Users::default();
         let mut tasks = Vec::new();
         for (position, workload) in workloads {
             match workload {
@@ -265,6 +269,19 @@ impl Run {
                 }
                 Workload::ServiceDns(settings) => {
                     tasks.extend(Resolver::new(story, &self.wire, settings, position).start(&self.users));
+                }
+                Workload::Cells(settings) => {
+                    let clients = CellClients::new(story, &self.wire, settings, position);
+                    tasks.extend(clients.start(&self.users));
+                    users.cells.push(clients);
+                }
+                Workload::Locks(settings) => {
+                    let clients = LockClients::new(story, &self.wire, settings, position);
+                    tasks.extend(clients.start(&self.users));
+                    users.locks.push(clients);
+                }
+                Workload::NodeLock(settings) => {
+                    tasks.push(NodeLocks::new(story, &self.wire, settings, position).start(&self.users));
                 }
             }
         }
@@ -286,6 +303,7 @@ impl Run {
         let ends_at = story.world.elapsed() + Duration::from_millis(story.scenario.expect.converge_within_ms);
         self.check_done(faults.end_all().await)?;
         self.converge(ends_at, &registers).await?;
+        self.serve_users(ends_at, &users).await?;
         for task in tasks {
             // Their last questions have a timeout.
             let _ = task.join().await;
@@ -293,6 +311,7 @@ impl Run {
         for register in &registers {
             register.check();
         }
+        users.check();
         let calls: Vec<_> = registers.iter().flat_map(KvClients::calls).collect();
         requirements.check(&calls);
         self.look()
@@ -497,6 +516,57 @@ impl Run {
             }
         }
         Ok(())
+    }
+}
+
+impl Run {
+    /// Every group is read and every lock had once more, at one agent after another: holders that fell silent expire.
+    async fn serve_users(&self, ends_at: Duration, users: &Users) -> Result<(), Stop> {
+        let agents: Vec<&String> = self.story.names().collect();
+        let mut rng = self.story.world.scenario_rng("after the faults");
+        for clients in &users.cells {
+            for group in clients.groups() {
+                for agent in &agents {
+                    let missing = async || match clients.read(agent, &group, &mut rng).await {
+                        Some(_) => None,
+                        None => Some(format!("no read of {group} at {agent}")),
+                    };
+                    self.until_nothing_is_missing("reads serve after the faults", ends_at, missing)
+                        .await?;
+                }
+            }
+        }
+        for clients in &users.locks {
+            for (position, key) in clients.keys().enumerate() {
+                let agent = agents[position % agents.len()];
+                let missing = async || match clients.can_be_had(agent, &key).await {
+                    true => None,
+                    false => Some(format!("{key} cannot be had at {agent}")),
+                };
+                self.until_nothing_is_missing("locks are free after the faults", ends_at, missing)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Who locks, and who changes keys together.
+#[derive(Default)]
+struct Users {
+    cells: Vec<CellClients>,
+    locks: Vec<LockClients>,
+}
+
+impl Users {
+    /// After the run.
+    fn check(&self) {
+        for clients in &self.cells {
+            clients.check();
+        }
+        for clients in &self.locks {
+            clients.check();
+        }
     }
 }
 

@@ -304,6 +304,9 @@ pub enum CheckKind {
 pub enum Workload {
     KvRegister(KvRegister),
     ServiceDns(ServiceDns),
+    Cells(Cells),
+    Locks(Locks),
+    NodeLock(NodeLock),
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -342,6 +345,64 @@ pub struct ServiceDns {
     pub at: Vec<String>,
 }
 
+/// Groups of keys that are changed and read as one.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cells {
+    pub groups: u64,
+    /// Keys of a group.
+    pub cells: u64,
+    #[serde(default = "default_clients")]
+    pub clients: u64,
+    #[serde(default = "default_pause_ms")]
+    pub pause_ms: Whole,
+    /// Of the changes; the others are a compare-and-set of one key.
+    #[serde(default = "half")]
+    pub transaction_ratio: Ratio,
+    #[serde(default = "default_timeout_ms")]
+    pub timeout_ms: u64,
+    #[serde(default = "agents")]
+    pub at: Vec<String>,
+}
+
+/// Locks that clients compete for.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Locks {
+    pub locks: u64,
+    #[serde(default = "default_clients")]
+    pub clients: u64,
+    #[serde(default = "default_lock_pause_ms")]
+    pub pause_ms: Whole,
+    /// How long a lock is held.
+    #[serde(default = "default_hold_ms")]
+    pub hold_ms: Whole,
+    pub lock_delay_ms: Whole,
+    #[serde(default = "default_timeout_ms")]
+    pub timeout_ms: u64,
+    #[serde(default = "agents")]
+    pub at: Vec<String>,
+}
+
+/// A lock that one node's session holds, and another's waits for.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeLock {
+    pub node: String,
+    pub contender: String,
+    pub lock_delay_ms: u64,
+    /// The fault that ends the node.
+    pub fault: String,
+    /// The contender has the lock so long after the fault.
+    pub within_ms: u64,
+}
+
+const fn default_lock_pause_ms() -> Whole {
+    Whole { low: 200, high: 1500 }
+}
+const fn default_hold_ms() -> Whole {
+    Whole { low: 500, high: 12_000 }
+}
 const fn default_clients() -> u64 {
     4
 }
@@ -821,6 +882,13 @@ pub const ROLES: &[&str] = &[
 pub const MARKS: &[&str] = &[
     "agent.ended",
     "agent.restarted",
+    "cells.cas_done",
+    "cells.cas_refused",
+    "cells.read",
+    "cells.rolled_back",
+    "cells.transaction_done",
+    "cells.transaction_refused",
+    "cells.unknown",
     "dns.answered",
     "dns.empty",
     "dns.unanswered",
@@ -848,6 +916,15 @@ pub const MARKS: &[&str] = &[
     "kv.write_failed",
     "kv.write_ok",
     "kv.write_unknown",
+    "lock.abandoned",
+    "lock.acquired",
+    "lock.destroyed",
+    "lock.left_dead_node",
+    "lock.refused",
+    "lock.released",
+    "lock.taken_over",
+    "lock.unknown",
+    "lock.was_lost",
     "raft.leader_changed",
 ];
 
@@ -930,6 +1007,27 @@ impl Scenario {
                 Workload::ServiceDns(dns) => {
                     self.service(&dns.service)?;
                     &dns.at
+                }
+                Workload::Cells(cells) => {
+                    let has_all = cells.groups > 0 && cells.cells > 0 && cells.clients > 0;
+                    ensure!(has_all, "`workload`: it needs groups, cells and clients");
+                    &cells.at
+                }
+                Workload::Locks(locks) => {
+                    let has_all = locks.locks > 0 && locks.clients > 0;
+                    ensure!(has_all, "`workload`: it needs locks and clients");
+                    &locks.at
+                }
+                Workload::NodeLock(lock) => {
+                    ensure!(
+                        names.contains(lock.fault.as_str()),
+                        "`workload.fault`: no fault is called {:?}",
+                        lock.fault
+                    );
+                    for node in [&lock.node, &lock.contender] {
+                        ensure!(self.is_node(node), "`workload`: no node is called {node:?}");
+                    }
+                    continue;
                 }
             };
             for role in at {

@@ -50,6 +50,16 @@ pub enum Sabotage {
     DisksFailTogether,
     /// A cache on the way repeats the list of nodes that the cluster was formed with for ever.
     NodesRepeatOldAnswers,
+    /// In transactions, `lock` becomes `set` on the way to the agent: everybody gets the lock.
+    LocksAsSets,
+    /// Sessions are opened without a lock-delay.
+    NoLockDelay,
+    /// Each operation of a transaction becomes a transaction of its own.
+    TransactionsInParts,
+    /// `?cas=` is taken off on the way to the agent.
+    CasAsPut,
+    /// Sessions are opened without the checks of their node.
+    SessionsWithoutChecks,
 }
 
 impl FromStr for Sabotage {
@@ -70,13 +80,38 @@ impl FromStr for Sabotage {
             "name-holder-gone" => Self::NameHolderGone,
             "nodes-repeat-old-answers" => Self::NodesRepeatOldAnswers,
             "disks-fail-together" => Self::DisksFailTogether,
+            "locks-as-sets" => Self::LocksAsSets,
+            "no-lock-delay" => Self::NoLockDelay,
+            "transactions-in-parts" => Self::TransactionsInParts,
+            "cas-as-put" => Self::CasAsPut,
+            "sessions-without-checks" => Self::SessionsWithoutChecks,
             _ => bail!(
                 "--sabotage {name}: not one of lying-syncs, consistent-as-stale, stale-as-consistent, \
                  dns-repeats-old-answers, kills-do-nothing, leader-clock-slows, hidden-sync-errors, pauses-last, \
                  cuts-never-heal, one-way-cuts-isolate, restarts-lose-disks, name-holder-gone, nodes-repeat-old-answers, \
-                 disks-fail-together"
+                 disks-fail-together, locks-as-sets, no-lock-delay, transactions-in-parts, cas-as-put, \
+                 sessions-without-checks"
             ),
         })
+    }
+}
+
+/// A request's body, as a sabotage lets it arrive.
+fn sabotaged_body(sabotage: Sabotage, path: &str, body: bytes::Bytes) -> bytes::Bytes {
+    match sabotage {
+        Sabotage::LocksAsSets if path.starts_with("/v1/txn") => {
+            let text = String::from_utf8_lossy(&body).replace("\"Verb\":\"lock\"", "\"Verb\":\"set\"");
+            text.into_bytes().into()
+        }
+        Sabotage::NoLockDelay | Sabotage::SessionsWithoutChecks if path.starts_with("/v1/session/create") => {
+            let mut session: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+            match sabotage {
+                Sabotage::NoLockDelay => session["LockDelay"] = "0s".into(),
+                _ => session["NodeChecks"] = serde_json::json!([]),
+            }
+            session.to_string().into_bytes().into()
+        }
+        _ => body,
     }
 }
 
@@ -132,11 +167,35 @@ impl Wire {
         path: &str,
         body: impl Into<bytes::Bytes>,
     ) -> Result<HttpAnswer, Failure> {
+        let mut body = body.into();
         let path = match self.sabotage {
             Some(Sabotage::ConsistentAsStale) => path.replace("consistent", "stale"),
             Some(Sabotage::StaleAsConsistent) => path.replace("stale", "consistent"),
+            Some(Sabotage::CasAsPut) => path.split("?cas=").next().unwrap_or_default().to_owned(),
             _ => path.to_owned(),
         };
+        if let Some(sabotage) = self.sabotage {
+            if sabotage == Sabotage::TransactionsInParts && path.starts_with("/v1/txn") {
+                return self.in_parts(method, agent, &path, &body).await;
+            }
+            body = sabotaged_body(sabotage, &path, body);
+        }
+        self.send(method, agent, &path, body).await
+    }
+    /// The answer to the last part, or to the first that was refused.
+    async fn in_parts(&self, method: Method, agent: &str, path: &str, body: &[u8]) -> Result<HttpAnswer, Failure> {
+        let parts: Vec<serde_json::Value> = serde_json::from_slice(body).unwrap_or_default();
+        let mut last = Err(Failure::NotSent("a transaction of nothing".to_owned()));
+        for part in parts {
+            let part = serde_json::json!([part]).to_string();
+            last = self.send(method.clone(), agent, path, part.into()).await;
+            if !last.as_ref().is_ok_and(|answer| answer.status == 200) {
+                break;
+            }
+        }
+        last
+    }
+    async fn send(&self, method: Method, agent: &str, path: &str, body: bytes::Bytes) -> Result<HttpAnswer, Failure> {
         let url = format!("http://{}:{HTTP_PORT}{path}", self.story.world.ip(agent));
         self.client.http(method, &url, body).await.map_err(|err| {
             let why = format!("{err:#}");

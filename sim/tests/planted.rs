@@ -175,3 +175,40 @@ fn dns_that_answers_with_a_critical_instance_is_noticed() {
         "dns_never_critical",
     );
 }
+
+#[test]
+fn a_lock_that_two_hold_is_noticed() {
+    check("store/locks_have_one_holder.toml", "locks-as-sets", "one_holder");
+}
+
+#[test]
+fn a_lock_delay_that_nobody_keeps_is_noticed() {
+    check(
+        "store/lock_delay_across_a_leader_change.toml",
+        "no-lock-delay",
+        "one_holder",
+    );
+}
+
+#[test]
+fn a_transaction_that_shows_in_parts_is_noticed() {
+    check(
+        "store/transactions_are_all_or_nothing.toml",
+        "transactions-in-parts",
+        "linearizable",
+    );
+}
+
+#[test]
+fn a_compare_and_set_that_does_not_compare_is_noticed() {
+    check("store/cas_is_linearizable.toml", "cas-as-put", "linearizable");
+}
+
+#[test]
+fn a_session_that_outlives_its_node_is_noticed() {
+    check(
+        "store/sessions_end_with_their_node.toml",
+        "sessions-without-checks",
+        "is not had at client2",
+    );
+}

@@ -2,7 +2,9 @@
 //!
 //! Not here: how it is observed (`workload`, `runner`).
 
+pub mod cells;
 pub mod critical;
+pub mod holders;
 pub mod index;
 pub mod leaders;
 pub mod logs;
@@ -15,4 +17,5 @@ pub const NAMES: &[&str] = &[
     "equal_logs",
     "dns_never_critical",
     "index_never_back",
+    "one_holder",
 ];

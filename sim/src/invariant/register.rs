@@ -72,16 +72,26 @@ const STUCK_SHOWN_MAX: usize = 6;
 
 /// A set of operations, by position.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Placed {
+pub(super) struct Placed {
     words: Vec<u64>,
     count: usize,
 }
 
 impl Placed {
-    fn has(&self, position: usize) -> bool {
+    /// None of so many.
+    pub(super) fn nothing(operation_count: usize) -> Self {
+        Self {
+            words: vec![0; operation_count.div_ceil(64)],
+            count: 0,
+        }
+    }
+    pub(super) const fn count(&self) -> usize {
+        self.count
+    }
+    pub(super) fn has(&self, position: usize) -> bool {
         self.words[position / 64] >> (position % 64) & 1 == 1
     }
-    fn add(&mut self, position: usize) {
+    pub(super) fn add(&mut self, position: usize) {
         assert!(!self.has(position), "an operation takes effect once");
         self.words[position / 64] |= 1 << (position % 64);
         self.count += 1;
@@ -127,10 +137,7 @@ impl Search {
         reads.any(|(position, _)| !placed.has(position))
     }
     fn run(&self) -> Result<(), NotLinearizable> {
-        let nothing = Placed {
-            words: vec![0; self.operations.len().div_ceil(64)],
-            count: 0,
-        };
+        let nothing = Placed::nothing(self.operations.len());
         let mut tried = BTreeSet::new();
         let mut open = vec![(nothing, None)];
         let mut best: Option<NotLinearizable> = None;
