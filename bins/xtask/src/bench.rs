@@ -22,16 +22,25 @@ cargo xtask bench [--peers DIR] [--rounds N] [--seconds N] [--only PART] [--json
 Builds the release binary and measures it beside Consul, when DIR holds one (`consul`):
   start-up   from process start until /v1/health/service/consul?passing lists the agent (agent -dev)
   dns        A and SRV replies per second, and per second of the server's CPU time (needs dnsperf)
-  kv         put and get (default, stale) per second on three servers, 32 connections
+  kv         put (64 connections) and get (default, stale; 32) per second on three servers
+  watch      a change of one service of 10 until 1,000 blocking reads on three servers have it; memory of a server for each
+             of 20,000 more reads that wait
   memory     resident set after 10,000 service instances are registered
   --peers DIR    folder with the peers' binaries
   --rounds N     interleaved rounds (5)
   --seconds N    of each load (5)
-  --only PART    start-up, catalog (dns and memory) or kv
+  --only PART    start-up, catalog (dns and memory), kv or watch
   --json FILE    write the medians to FILE as well
 ";
 
 const CONNECTIONS: usize = 32;
+/// Writers: as many as let a server put several writes into one sync.
+const WRITERS: usize = 64;
+const WATCHERS: usize = 1_000;
+/// Changes that are timed in each round.
+const CHANGES: u16 = 10;
+/// Reads that wait, at all three servers together.
+const PARKED: usize = 20_000;
 const VALUE_LEN_BYTES: usize = 256;
 const SERVICES: usize = 1_000;
 const INSTANCES: usize = 10;
@@ -48,6 +57,10 @@ struct Subject {
 
 pub fn run(args: &[&str]) -> Result<()> {
     let mut peers: Option<PathBuf> = None;
+    // A process of its own for each server's waiting reads: one may not have enough files open for all.
+    if let ["--hold", port, count] = args {
+        return hold(port.parse()?, count.parse()?);
+    }
     let (mut rounds, mut seconds, mut only, mut json) = (5_usize, 5_u64, None, None);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -63,8 +76,8 @@ pub fn run(args: &[&str]) -> Result<()> {
     }
     ensure!(rounds > 0 && seconds > 0, "--rounds and --seconds must be above zero");
     ensure!(
-        only.is_none_or(|part| ["start-up", "catalog", "kv"].contains(part)),
-        "--only takes start-up, catalog or kv"
+        only.is_none_or(|part| ["start-up", "catalog", "kv", "watch"].contains(part)),
+        "--only takes start-up, catalog, kv or watch"
     );
     let takes = |part: &str| only.is_none_or(|only| *only == part);
     let status = Command::new("cargo")
@@ -98,6 +111,9 @@ pub fn run(args: &[&str]) -> Result<()> {
         }
         for subject in subjects.iter().filter(|_| takes("kv")) {
             key_values(subject, seconds, &mut figures)?;
+        }
+        for subject in subjects.iter().filter(|_| takes("watch")) {
+            watch(subject, &mut figures)?;
         }
     }
     let report = figures.report(&subjects);
@@ -392,7 +408,7 @@ fn key_values(subject: &Subject, seconds: u64, figures: &mut Figures) -> Result<
     let agents = three_servers(subject, &folder.0)?;
     let ports: Vec<u16> = agents.iter().map(|agent| agent.http).collect();
     let value = vec![b'x'; VALUE_LEN_BYTES];
-    let rate = load(&ports, CONNECTIONS, Some(seconds), |connection, n| {
+    let rate = load(&ports, WRITERS, Some(seconds), |connection, n| {
         // The number goes into the value too: an unchanged value is no write.
         let mut value = value.clone();
         value[..8].copy_from_slice(&n.to_le_bytes());
@@ -410,6 +426,104 @@ fn key_values(subject: &Subject, seconds: u64, figures: &mut Figures) -> Result<
         figures.add(figure, subject, rate);
     }
     drop(agents);
+    Ok(())
+}
+
+/// Registers the ten instances that are watched; the port tells one change from the next.
+fn register_watched(connection: &mut Connection, instances: std::ops::Range<usize>, port: u16) -> Result<()> {
+    for n in instances {
+        let body = serde_json::json!({
+            "Node": format!("node-{n}"), "Address": format!("10.0.0.{}", n + 1),
+            "Service": {"Service": "watched", "ID": format!("watched-{n}"), "Port": port, "Tags": ["v1"]},
+            "Check": {"CheckID": "c", "Name": "check", "Status": "passing", "ServiceID": format!("watched-{n}")},
+        });
+        connection.put("/v1/catalog/register", body.to_string().as_bytes())?;
+    }
+    Ok(())
+}
+
+const WATCHED: &str = "/v1/health/service/watched?passing";
+
+/// A change until all watchers have it, and what a waiting read costs.
+fn watch(subject: &Subject, figures: &mut Figures) -> Result<()> {
+    let folder = Folder(temporary_file(&format!("{}-watch", subject.name)));
+    fs::create_dir_all(&folder.0)?;
+    let agents = three_servers(subject, &folder.0)?;
+    let mut writer = Connection::open(agents[0].http)?;
+    register_watched(&mut writer, 0..INSTANCES, 1)?;
+    let mut watchers = Vec::new();
+    for n in 0..WATCHERS {
+        watchers.push(Connection::open(agents[n % agents.len()].http)?);
+    }
+    for change in 0..CHANGES {
+        for watcher in &mut watchers {
+            watcher.get(WATCHED)?;
+            let index = watcher.index;
+            watcher.ask("GET", &format!("{WATCHED}&index={index}&wait=10m"), b"")?;
+        }
+        // They are on their way: a change is timed once all of them wait, which an answer behind them on each server shows.
+        for agent in &agents {
+            Connection::open(agent.http)?.get("/v1/status/leader")?;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let changed_at = Instant::now();
+        register_watched(&mut writer, 0..1, 1000 + change)?;
+        for watcher in &mut watchers {
+            let body = watcher.answer()?;
+            let wanted = format!("\"Port\":{}", 1000 + change);
+            ensure!(
+                String::from_utf8_lossy(&body).contains(&wanted),
+                "a watcher was woken without the change"
+            );
+        }
+        figures.add(
+            "change seen by 1,000, ms",
+            subject,
+            changed_at.elapsed().as_secs_f64() * 1e3,
+        );
+    }
+    drop(watchers);
+
+    let memory = || -> Result<f64> { agents.iter().map(|agent| Ok(agent.usage()?.1)).sum() };
+    let before = memory()?;
+    let mut holders = Vec::new();
+    for agent in &agents {
+        let mut holder = Command::new(std::env::current_exe()?)
+            .args(["bench", "--hold", &agent.http.to_string(), &(PARKED / 3).to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        let output = holder.stdout.take().context("its output is piped")?;
+        BufReader::new(output).read_line(&mut line)?;
+        ensure!(line == "held\n", "the reads that wait were not taken");
+        holders.push(holder);
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    let each = (memory()? - before) / (PARKED / 3 * 3) as f64;
+    figures.add("rss per waiting read, kB", subject, each / 1e3);
+    for mut holder in holders {
+        // Its input ends: it goes.
+        drop(holder.stdin.take());
+        holder.wait()?;
+    }
+    Ok(())
+}
+
+/// Lets `count` reads wait at a server until standard input ends.
+fn hold(port: u16, count: usize) -> Result<()> {
+    let mut first = Connection::open(port)?;
+    first.get(WATCHED)?;
+    let path = format!("{WATCHED}&index={}&wait=10m", first.index);
+    let mut held = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut connection = Connection::with_buffer(port, 64)?;
+        connection.ask("GET", &path, b"")?;
+        held.push(connection);
+    }
+    println!("held");
+    std::io::stdout().flush()?;
+    std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
 }
 
@@ -463,16 +577,22 @@ fn load(
 struct Connection {
     reader: BufReader<TcpStream>,
     port: u16,
+    /// `X-Consul-Index` of the last answer.
+    index: u64,
 }
 
 impl Connection {
     fn open(port: u16) -> Result<Self> {
+        Self::with_buffer(port, 8 * 1024)
+    }
+    fn with_buffer(port: u16, buffer_len_bytes: usize) -> Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         Ok(Self {
-            reader: BufReader::new(stream),
+            reader: BufReader::with_capacity(buffer_len_bytes, stream),
             port,
+            index: 0,
         })
     }
     fn get(&mut self, path: &str) -> Result<Vec<u8>> {
@@ -482,6 +602,10 @@ impl Connection {
         self.exchange("PUT", path, body)
     }
     fn exchange(&mut self, method: &str, path: &str, body: &[u8]) -> Result<Vec<u8>> {
+        self.ask(method, path, body)?;
+        self.answer().with_context(|| format!("{method} {path}"))
+    }
+    fn ask(&mut self, method: &str, path: &str, body: &[u8]) -> Result<()> {
         let mut request = format!(
             "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nContent-Length: {}\r\n\r\n",
             self.port,
@@ -490,6 +614,9 @@ impl Connection {
         .into_bytes();
         request.extend_from_slice(body);
         self.reader.get_mut().write_all(&request)?;
+        Ok(())
+    }
+    fn answer(&mut self) -> Result<Vec<u8>> {
         let mut line = String::new();
         self.reader.read_line(&mut line)?;
         let status: u16 = line.split_whitespace().nth(1).context("no status line")?.parse()?;
@@ -506,6 +633,9 @@ impl Connection {
             }
             if let Some(value) = header.strip_prefix("content-length:") {
                 length = value.trim().parse()?;
+            }
+            if let Some(value) = header.strip_prefix("x-consul-index:") {
+                self.index = value.trim().parse()?;
             }
             chunked |= header.starts_with("transfer-encoding:") && header.contains("chunked");
         }
@@ -527,11 +657,7 @@ impl Connection {
         } else {
             self.reader.read_exact(&mut answer)?;
         }
-        ensure!(
-            status == 200,
-            "{method} {path}: status {status}: {}",
-            String::from_utf8_lossy(&answer)
-        );
+        ensure!(status == 200, "status {status}: {}", String::from_utf8_lossy(&answer));
         Ok(answer)
     }
 }
