@@ -440,6 +440,10 @@ fn stats<R: RaftRt>(inner: &Inner<R>) -> Stats {
         stats.insert("serf_wan".to_owned(), wan.stats());
     }
     stats.insert(
+        "reads".to_owned(),
+        group([("evaluations_shared", inner.router.evaluation_count().to_string())]),
+    );
+    stats.insert(
         "consul".to_owned(),
         group([
             ("acl", "disabled".to_owned()),

@@ -55,7 +55,7 @@ impl<R: RaftRt> Catalog for DnsCatalog<R> {
         })?;
         Ok(Evaluation {
             index: reply.index,
-            answer: reply.answer,
+            answer: Arc::unwrap_or_clone(reply.answer),
         })
     }
 }

@@ -10,6 +10,7 @@ pub mod config;
 mod coordinates;
 mod data_dir;
 mod dns;
+mod evaluations;
 mod events;
 mod keyring;
 mod leader;

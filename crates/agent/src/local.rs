@@ -716,7 +716,7 @@ impl<R: RaftRt> Local<R> {
             hops: 0,
         };
         let reply = self.inner.router.read(request).await?;
-        let Answer::Node(view) = reply.answer else {
+        let Answer::Node(view) = Arc::unwrap_or_clone(reply.answer) else {
             return Err(CallError::Failed("the servers answered another question".to_owned()));
         };
         {

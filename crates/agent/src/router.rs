@@ -7,6 +7,7 @@
 //! Not here: how servers agree (`replica`), what clients see (`http-api`, `dns-answer`).
 
 use crate::coordinates::{self, Pending};
+use crate::evaluations::Evaluations;
 use crate::sessions::SessionTimers;
 use crate::{keyring, wan};
 use quorate_gossip::Gossip;
@@ -75,6 +76,7 @@ pub struct Router<R: RaftRt> {
     hold_timeout: Duration,
     pending_coordinates: Arc<Pending>,
     sessions: SessionTimers,
+    evaluations: Evaluations,
 }
 
 /// The pools as the router needs them; absent until gossip has started.
@@ -161,12 +163,18 @@ impl<R: RaftRt> Router<R> {
             hold_timeout,
             pending_coordinates: Arc::default(),
             sessions: SessionTimers::default(),
+            evaluations: Evaluations::default(),
         }
     }
 
     /// How long sessions last, kept while this server leads.
     pub fn session_timers(&self) -> &SessionTimers {
         &self.sessions
+    }
+
+    /// Evaluations that were made for several readers at a time, since the start.
+    pub fn evaluation_count(&self) -> u64 {
+        self.evaluations.made_count()
     }
 
     pub fn replica(&self) -> Option<&Replica<R>> {
@@ -554,8 +562,8 @@ impl<R: RaftRt> Router<R> {
                     err => CallError::Failed(err.to_string()),
                 })?;
             let store = replica.snapshot();
-            let evaluation = store.evaluate(&request.query);
-            let absent = matches!(evaluation.answer, Answer::Kv(None));
+            let evaluation = self.evaluations.of(&store, &request.query);
+            let absent = matches!(*evaluation.answer, Answer::Kv(None));
             // A key that is not there has the whole table's index (http-api.md 2.2); once its waiter found the index it
             // came with to be current, only the key's appearance is news (Consul 1.12).
             let still_absent = absent && was_absent == Some(true);

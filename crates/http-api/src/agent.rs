@@ -22,7 +22,12 @@ const NODE_MAINTENANCE_ID: &str = "_node_maintenance";
 const SERVICE_MAINTENANCE_PREFIX: &str = "_service_maintenance:";
 
 pub async fn show_self<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
-    Ok(call.json(&SelfJson(&api.backend().facts())))
+    let mut facts = api.backend().facts();
+    let (encoded, shared) = api.rendering_counts();
+    let counts = [("answers_encoded", encoded), ("answers_shared", shared)];
+    let counts = counts.map(|(name, count)| (name.to_owned(), count.to_string()));
+    facts.stats.insert("http".to_owned(), counts.into());
+    Ok(call.json(&SelfJson(&facts)))
 }
 
 pub async fn version<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {

@@ -1,15 +1,17 @@
 //! What handlers share: the backend, the settings, the runtime, and the read that waits.
 
 use crate::backend::{Backend, BackendError, ReadReply, ReadRequest};
-use crate::call::{Call, Description, Failure};
+use crate::call::{Call, Description, Failure, JSON, Reply};
 use crate::config::HttpConfig;
 use crate::errors::Fault;
 use crate::filter::{Filter, Schema};
 use crate::json::Translation;
 use crate::params::{Params, ReadOptions};
+use crate::renderings::Renderings;
 use futures::future::{Either, select};
+use http::StatusCode;
 use quorate_rt::{Rng, Rt};
-use quorate_store::Query;
+use quorate_store::{Answer, Query};
 use quorate_types::ModifyIndex;
 use rand_core::Rng as _;
 use std::pin::pin;
@@ -64,6 +66,7 @@ struct Shared<R, B> {
     local_datacenter: String,
     jitter: Mutex<Rng>,
     stopping: Once,
+    renderings: Renderings,
 }
 
 impl<R: Rt, B: Backend> Api<R, B> {
@@ -78,6 +81,7 @@ impl<R: Rt, B: Backend> Api<R, B> {
                 local_datacenter,
                 jitter,
                 stopping: Once::default(),
+                renderings: Renderings::default(),
             }),
         }
     }
@@ -102,6 +106,18 @@ impl<R: Rt, B: Backend> Api<R, B> {
             enabled: self.config().translate_wan_addrs,
             local_datacenter: self.local_datacenter(),
         }
+    }
+    /// The reply to a read whose body depends on the answer and the request alone: whoever is given the same answer and asked
+    /// in the same words is given the same bytes. Not for `near`, which asks for coordinates as well.
+    pub fn rendered(&self, call: &Call, answer: &Arc<Answer>, endpoint: &str, encode: impl FnOnce() -> Reply) -> Reply {
+        assert!(!call.params.has("near"), "such a body depends on more than the answer");
+        let form = format!("{endpoint} {} {}", call.pretty, call.params.form());
+        let body = self.shared.renderings.once(answer, form, || encode().body);
+        Reply::new(StatusCode::OK, Some(JSON), body)
+    }
+    /// Bodies that were encoded for several readers at a time, and those that were given again, since the start.
+    pub fn rendering_counts(&self) -> (u64, u64) {
+        self.shared.renderings.counts()
     }
     /// Set when the server begins to stop: requests that wait are answered as things are.
     pub fn stopping(&self) -> &Once {

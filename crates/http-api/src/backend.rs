@@ -39,7 +39,8 @@ pub struct ReadRequest {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadReply {
-    pub answer: Answer,
+    /// Whoever asked the same of the same state may hold it too: it is then encoded once for all.
+    pub answer: Arc<Answer>,
     /// Never 0.
     pub index: ModifyIndex,
     pub known_leader: bool,

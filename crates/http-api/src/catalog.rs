@@ -11,19 +11,31 @@ use crate::{decode, records};
 use http::HeaderValue;
 use quorate_rt::Rt;
 use quorate_store::{Answer, Command, Instance, NodeView, Outcome, Query};
+use quorate_types::Node;
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
 
-/// Takes the answer that belongs to the question.
+/// Takes the answer that belongs to the question; a copy, where others hold it too.
 macro_rules! answer {
     ($answer:expr, $variant:path) => {
-        match $answer {
+        match std::sync::Arc::unwrap_or_clone($answer) {
             $variant(answer) => answer,
             _ => return Err($crate::catalog::mismatched()),
         }
     };
 }
 pub(crate) use answer;
+
+/// The same by reference: others may hold the answer too, and need no copy of their own.
+macro_rules! answer_ref {
+    ($answer:expr, $variant:path) => {
+        match &*$answer {
+            $variant(answer) => answer,
+            _ => return Err($crate::catalog::mismatched()),
+        }
+    };
+}
+pub(crate) use answer_ref;
 
 /// A server answered another question: only one with a bug does.
 pub(crate) fn mismatched() -> Failure {
@@ -105,13 +117,22 @@ pub async fn nodes<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Repl
     let query = Query::Nodes {
         node_meta: call.params.node_meta(),
     };
-    let mut reply = api.discover(&call, query, &options).await?;
-    let description = reply.description();
-    let mut nodes = answer!(std::mem::replace(&mut reply.answer, Answer::Kv(None)), Answer::Nodes);
-    retain(&mut nodes, filter.as_ref(), |filter, node| filter.matches(&**node));
-    sort_near(&api, &call, &options, &mut nodes, |node| &node.name).await?;
-    let json = call.json(&list(&nodes, |node| NodeJson(node, api.translation())));
-    Ok(json.described(description).obtained(reply.consistency))
+    let reply = api.discover(&call, query, &options).await?;
+    let all = answer_ref!(reply.answer, Answer::Nodes);
+    let chosen = || {
+        let mut nodes: Vec<&Node> = all.iter().map(|node| &**node).collect();
+        retain(&mut nodes, filter.as_ref(), |filter, node| filter.matches(*node));
+        nodes
+    };
+    let encoded = |nodes: &[&Node]| call.json(&list(nodes, |node| NodeJson(node, api.translation())));
+    let json = if call.params.has("near") {
+        let mut nodes = chosen();
+        sort_near(&api, &call, &options, &mut nodes, |node| &node.name).await?;
+        encoded(&nodes)
+    } else {
+        api.rendered(&call, &reply.answer, "catalog/nodes", || encoded(&chosen()))
+    };
+    Ok(json.described(reply.description()).obtained(reply.consistency))
 }
 
 pub async fn services<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
@@ -169,16 +190,28 @@ pub async fn service<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Re
         node_meta: call.params.node_meta(),
     };
     let reply = api.discover(&call, query, &options).await?;
-    let (description, consistency) = (reply.description(), reply.consistency);
-    let mut instances: Vec<Instance> = answer!(reply.answer, Answer::Instances);
-    retain(&mut instances, filter.as_ref(), |filter, instance| {
-        filter.matches(&records::CatalogService(instance))
-    });
-    sort_near(&api, &call, &options, &mut instances, |instance| &instance.node.name).await?;
-    let json = call.json(&list(&instances, |instance| {
-        CatalogServiceJson(instance, api.translation())
-    }));
-    Ok(cache_miss(json.described(description).obtained(consistency), &options))
+    let all = answer_ref!(reply.answer, Answer::Instances);
+    let chosen = || {
+        let mut instances: Vec<&Instance> = all.iter().collect();
+        retain(&mut instances, filter.as_ref(), |filter, instance| {
+            filter.matches(&records::CatalogService(instance))
+        });
+        instances
+    };
+    let encoded = |instances: &[&Instance]| {
+        call.json(&list(instances, |instance| {
+            CatalogServiceJson(instance, api.translation())
+        }))
+    };
+    let json = if call.params.has("near") {
+        let mut instances = chosen();
+        sort_near(&api, &call, &options, &mut instances, |instance| &instance.node.name).await?;
+        encoded(&instances)
+    } else {
+        api.rendered(&call, &reply.answer, "catalog/service", || encoded(&chosen()))
+    };
+    let json = json.described(reply.description()).obtained(reply.consistency);
+    Ok(cache_miss(json, &options))
 }
 
 /// A node with its services by id.

@@ -3,7 +3,7 @@
 use crate::api::Api;
 use crate::backend::{Backend, ReadReply};
 use crate::call::{Call, Failure, Reply};
-use crate::catalog::{answer, cache_miss, prepare, retain};
+use crate::catalog::{answer_ref, cache_miss, prepare, retain};
 use crate::coordinate::sort_near;
 use crate::errors::Fault;
 use crate::filter::Filter;
@@ -12,8 +12,9 @@ use crate::json::{CheckJson, CheckServiceNodeJson, list};
 use crate::params::ReadOptions;
 use crate::records;
 use quorate_rt::Rt;
-use quorate_store::{Answer, Query};
-use quorate_types::CheckStatus;
+use quorate_store::{Answer, Instance, Query};
+use quorate_types::{Check, CheckStatus};
+use std::sync::Arc;
 
 async fn list_checks<R: Rt, B: Backend>(
     api: &Api<R, B>,
@@ -22,14 +23,21 @@ async fn list_checks<R: Rt, B: Backend>(
     reply: ReadReply,
     filter: Option<&Filter>,
 ) -> Result<Reply, Failure> {
-    let (description, consistency) = (reply.description(), reply.consistency);
-    let mut checks = answer!(reply.answer, Answer::Checks);
-    retain(&mut checks, filter, |filter, check| filter.matches(&**check));
-    sort_near(api, call, options, &mut checks, |check| &check.node).await?;
-    Ok(call
-        .json(&list(&checks, |check| CheckJson(check)))
-        .described(description)
-        .obtained(consistency))
+    let all = answer_ref!(reply.answer, Answer::Checks);
+    let chosen = || {
+        let mut checks: Vec<&Check> = all.iter().map(|check| &**check).collect();
+        retain(&mut checks, filter, |filter, check| filter.matches(*check));
+        checks
+    };
+    let encoded = |checks: &[&Check]| call.json(&list(checks, |check| CheckJson(check)));
+    let json = if call.params.has("near") {
+        let mut checks = chosen();
+        sort_near(api, call, options, &mut checks, |check| &check.node).await?;
+        encoded(&checks)
+    } else {
+        api.rendered(call, &reply.answer, "health/checks", || encoded(&chosen()))
+    };
+    Ok(json.described(reply.description()).obtained(reply.consistency))
 }
 
 pub async fn node<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply, Failure> {
@@ -61,7 +69,7 @@ pub async fn state<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Repl
     let mut reply = api.discover(&call, query, &options).await?;
     if status.is_none() && word != "any" {
         // No check is in a state that does not exist; the index is that of all checks all the same.
-        reply.answer = Answer::Checks(Vec::new());
+        reply.answer = Arc::new(Answer::Checks(Vec::new()));
     }
     list_checks(&api, &call, &options, reply, filter.as_ref()).await
 }
@@ -80,17 +88,29 @@ pub async fn service<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Re
         node_meta: call.params.node_meta(),
     };
     let reply = api.discover(&call, query, &options).await?;
-    let (description, consistency) = (reply.description(), reply.consistency);
-    let mut instances = answer!(reply.answer, Answer::Instances);
-    if only_passing {
-        instances.retain(|instance| instance.status() == CheckStatus::Passing);
-    }
-    retain(&mut instances, filter.as_ref(), |filter, instance| {
-        filter.matches(instance)
-    });
-    sort_near(&api, &call, &options, &mut instances, |instance| &instance.node.name).await?;
-    let json = call.json(&list(&instances, |instance| {
-        CheckServiceNodeJson(instance, api.translation())
-    }));
-    Ok(cache_miss(json.described(description).obtained(consistency), &options))
+    let all = answer_ref!(reply.answer, Answer::Instances);
+    let chosen = || {
+        let mut instances: Vec<&Instance> = all.iter().collect();
+        if only_passing {
+            instances.retain(|instance| instance.status() == CheckStatus::Passing);
+        }
+        retain(&mut instances, filter.as_ref(), |filter, instance| {
+            filter.matches(*instance)
+        });
+        instances
+    };
+    let encoded = |instances: &[&Instance]| {
+        call.json(&list(instances, |instance| {
+            CheckServiceNodeJson(instance, api.translation())
+        }))
+    };
+    let json = if call.params.has("near") {
+        let mut instances = chosen();
+        sort_near(&api, &call, &options, &mut instances, |instance| &instance.node.name).await?;
+        encoded(&instances)
+    } else {
+        api.rendered(&call, &reply.answer, "health/service", || encoded(&chosen()))
+    };
+    let json = json.described(reply.description()).obtained(reply.consistency);
+    Ok(cache_miss(json, &options))
 }

@@ -42,7 +42,7 @@ pub async fn get<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply,
     };
     let reply = api.read(&call.params, query, &options).await?;
     let description = reply.description();
-    let pairs: Vec<Arc<KvPair>> = match reply.answer {
+    let pairs: Vec<Arc<KvPair>> = match Arc::unwrap_or_clone(reply.answer) {
         Answer::Kv(pair) if single => pair.into_iter().collect(),
         Answer::KvList(pairs) if !single => pairs,
         _ => return Err(crate::catalog::mismatched()),

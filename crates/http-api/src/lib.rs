@@ -28,6 +28,7 @@ mod keyring;
 mod kv;
 mod params;
 pub mod records;
+mod renderings;
 mod routes;
 mod server;
 mod session;

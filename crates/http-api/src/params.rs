@@ -37,6 +37,21 @@ impl Params {
             .filter(move |(name, _)| name == key)
             .map(|(_, value)| value.as_str())
     }
+    /// The pairs that an answer's form depends on: not those that say which answer, when, or for whom.
+    pub fn form(&self) -> String {
+        const OTHERS: &[&str] = &[
+            "index",
+            "wait",
+            "stale",
+            "consistent",
+            "cached",
+            "leader",
+            "max_stale",
+            "token",
+        ];
+        let pairs = self.0.iter().filter(|(name, _)| !OTHERS.contains(&name.as_str()));
+        encode_form(&pairs.cloned().collect::<Vec<_>>())
+    }
     /// All pairs as a form, for messages.
     pub fn encode(&self) -> String {
         encode_form(&self.0)

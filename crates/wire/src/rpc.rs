@@ -107,7 +107,8 @@ pub enum Response {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadReply {
-    pub answer: Answer,
+    /// Shared with other readers of the same state.
+    pub answer: Arc<Answer>,
     /// Never 0.
     pub index: ModifyIndex,
     pub known_leader: bool,

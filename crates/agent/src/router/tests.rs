@@ -121,7 +121,7 @@ fn a_blocking_read_through_a_client_waits_no_longer_when_its_server_dies() {
             assert!(second.wait < first.wait, "{:?} after {:?}", second.wait, first.wait);
             assert!(second.wait + (rt.now() - started_at) >= wait, "no part is lost");
             let reply = ReadReply {
-                answer: Answer::Kv(None),
+                answer: Arc::new(Answer::Kv(None)),
                 index: ModifyIndex(7),
                 known_leader: true,
                 last_contact: Duration::ZERO,

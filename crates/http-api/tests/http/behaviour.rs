@@ -112,6 +112,43 @@ fn a_blocking_read_answers_when_its_key_changes() {
 }
 
 #[test]
+fn a_change_is_encoded_once_for_all_who_watch_in_the_same_words() {
+    const WATCHERS: usize = 50;
+    run(HttpConfig::default(), |world| async move {
+        let register =
+            |port: u16| format!(r#"{{"Node":"n","Address":"10.0.0.1","Service":{{"Service":"w","Port":{port}}}}}"#);
+        let registered = world.put("/v1/catalog/register", register(1)).await;
+        assert_eq!(registered.status, 200);
+        let path = "/v1/health/service/w?passing";
+        let first = world.get(path).await;
+        let index = first.header("x-consul-index").to_owned();
+        let (encoded_before, shared_before) = world.api.rendering_counts();
+        let watchers = (0..WATCHERS).map(|n| {
+            // The wait is each one's own.
+            let path = format!("{path}&index={index}&wait={}s", 60 + n);
+            let world = &world;
+            async move { world.get(&path).await }
+        });
+        let other = format!("/v1/catalog/service/w?index={index}");
+        let change = async {
+            world.backend.parked().await;
+            world.put("/v1/catalog/register", register(2)).await
+        };
+        let (seen, other, _) = futures::join!(futures::future::join_all(watchers), world.get(&other), change);
+        for answer in &seen {
+            assert!(answer.text().contains(r#""Port":2"#), "{}", answer.text());
+            assert_eq!(answer.text(), seen[0].text());
+        }
+        assert!(other.text().contains(r#""ServicePort":2"#));
+        let (encoded, shared) = world.api.rendering_counts();
+        assert_eq!(encoded - encoded_before, 2, "one for each endpoint");
+        assert_eq!(shared - shared_before, WATCHERS as u64 - 1);
+        let told = world.get("/v1/agent/self").await;
+        assert!(told.text().contains(&format!(r#""answers_encoded":"{encoded}""#)));
+    });
+}
+
+#[test]
 fn a_read_of_an_absent_key_waits_until_it_exists() {
     run(HttpConfig::default(), |world| async move {
         world.set("b", "1");
@@ -323,10 +360,9 @@ fn self_tells_who_this_agent_is() {
         assert!(body.text().starts_with(
             r#"{"Config":{"Datacenter":"dc1","NodeName":"g1","NodeID":"aaaaaaaa-0000-4000-8000-000000000001","Revision":"","Server":true,"Version":"1.20.0"},"DebugConfig":{"#
         ));
-        assert!(
-            body.text()
-                .ends_with(r#""Stats":{"raft":{"term":"2"}},"Meta":{"rack":"r1"}}"#)
-        );
+        assert!(body.text().ends_with(
+            r#""Stats":{"http":{"answers_encoded":"0","answers_shared":"0"},"raft":{"term":"2"}},"Meta":{"rack":"r1"}}"#
+        ));
     });
 }
 

@@ -43,7 +43,11 @@ struct State {
     ttl: Vec<String>,
     events: UserEvents,
     history: History,
+    evaluated: Option<Evaluated>,
 }
+
+/// A question, the state it was asked of, and its answer.
+type Evaluated = (Query, ModifyIndex, ModifyIndex, Arc<Answer>);
 
 fn texts(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs
@@ -69,6 +73,7 @@ impl TestBackend {
                 rt.rng("events"),
             ),
             history: History::default(),
+            evaluated: None,
         };
         let shared = Shared {
             state: Mutex::new(state),
@@ -215,11 +220,24 @@ impl TestBackend {
     }
 
     fn look(&self, request: &ReadRequest) -> ReadReply {
-        let evaluation = self.state().store.evaluate(&request.query);
+        let mut state = self.state();
+        let at = state.store.last_index();
+        let (index, answer) = match &state.evaluated {
+            // One answer for all who ask the same of the same state, as an agent gives.
+            Some((query, kept_at, index, answer)) if *query == request.query && *kept_at == at => {
+                (*index, Arc::clone(answer))
+            }
+            _ => {
+                let evaluation = state.store.evaluate(&request.query);
+                let answer = Arc::new(evaluation.answer);
+                state.evaluated = Some((request.query.clone(), at, evaluation.index, Arc::clone(&answer)));
+                (evaluation.index, answer)
+            }
+        };
         ReadReply {
-            answer: evaluation.answer,
-            index: evaluation.index,
-            known_leader: self.state().has_leader,
+            answer,
+            index,
+            known_leader: state.has_leader,
             last_contact: Duration::ZERO,
             consistency: request.consistency,
         }
@@ -293,7 +311,7 @@ impl Backend for TestBackend {
             loop {
                 let changed = self.shared.changed.notified();
                 let reply = self.look(&request);
-                let still_absent = waited && reply.answer == Answer::Kv(None);
+                let still_absent = waited && *reply.answer == Answer::Kv(None);
                 if reply.index > request.min_index && !still_absent {
                     return reply;
                 }
