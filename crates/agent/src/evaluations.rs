@@ -117,7 +117,7 @@ mod tests {
         for index in 1..=writes {
             let pair = KvPair {
                 key: "k".to_owned(),
-                value: index.to_string().into_bytes().into(),
+                value: index.to_string().into_bytes(),
                 ..KvPair::default()
             };
             store.apply(LogIndex(index), &Command::Kv(KvCommand::Set(pair)));
