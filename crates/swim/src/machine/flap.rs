@@ -6,6 +6,7 @@
 //!   it stays failed for `HOLD`, twice as long with each failure more.
 //! - A suspicion that a member refutes after `CHRONIC_COUNT` others within `CHRONIC_TIME`, each begun by a member that
 //!   is believed (`doubt`), is not ended by that: it runs to its end, and the member is held.
+//! - So is one that fails after `CHRONIC_FAILED_COUNT` of them, as others may have counted more.
 //!
 //! A member that was started anew is not held: its incarnation leaps by milliseconds, not by refutations.
 //! None is held in a pool below `LIVE_COUNT_MIN`, or when more than one in `SHARE` flap: then it is the network that
@@ -21,6 +22,9 @@ const MEMORY: Duration = Duration::from_secs(900);
 const HOLD: Duration = Duration::from_secs(300);
 const HOLD_MAX: Duration = Duration::from_secs(3600);
 const CHRONIC_COUNT: u32 = 8;
+/// Of these, a member that fails all the same has as many: not everybody hears of each of them, and those who did not are
+/// to hold it as the others do.
+const CHRONIC_FAILED_COUNT: u32 = CHRONIC_COUNT / 2;
 const CHRONIC_TIME: Duration = Duration::from_secs(60);
 const LIVE_COUNT_MIN: usize = 32;
 const SHARE: usize = 20;
@@ -124,7 +128,8 @@ impl Swim {
         }
         let flap = self.flaps.entry(now, member);
         flap.failure_count += 1;
-        let is_chronic = flap.suspicion_count >= CHRONIC_COUNT;
+        let is_chronic =
+            flap.suspicion_count >= CHRONIC_FAILED_COUNT && now - flap.suspicions_since <= 2 * CHRONIC_TIME;
         let repeat_count = flap.failure_count.saturating_sub(if is_chronic { 1 } else { 2 });
         if flap.failure_count < 2 && !is_chronic || !self.may_hold(now) {
             return;
