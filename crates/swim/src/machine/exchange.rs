@@ -90,12 +90,13 @@ impl Swim {
         }
         // Made after the merge, so that it holds our refutation of what they thought of us: after a partition, one
         // exchange is enough to see each other again.
+        let is_all_known = digest == self.table.digest();
         Ok(if is_whole {
-            self.push_pull_of(false, |seat| !merged.is_agreed[seat.index()])
-        } else if digest == self.table.digest() {
-            self.push_pull_of(false, |_| false)
+            self.push_pull_of(false, self.described(|seat| !merged.is_agreed[seat.index()]))
+        } else if is_all_known {
+            self.push_pull_of(false, self.described_alone())
         } else {
-            self.push_pull_of(true, |_| true)
+            self.push_pull_of(true, self.described(|_| true))
         })
     }
     /// A peer's half of an exchange that we began.
@@ -115,25 +116,36 @@ impl Swim {
     /// Our half of an exchange.
     pub fn push_pull_request(&self) -> PushPull {
         let is_whole = self.exchanges.is_next_whole || self.table.len() <= WHOLE_COUNT_MAX;
-        self.push_pull_of(is_whole, |_| is_whole)
+        let members = if is_whole {
+            self.described(|_| true)
+        } else {
+            self.described_alone()
+        };
+        self.push_pull_of(is_whole, members)
     }
-    /// With those of all members that `include` takes, and this one.
-    fn push_pull_of(&self, is_whole: bool, include: impl Fn(Seat) -> bool) -> PushPull {
-        let mut members = Vec::with_capacity(if is_whole { self.table.len() } else { 1 });
-        for (seat, record) in self.table.iter() {
-            if seat != Seat::ME && !include(seat) {
-                continue;
-            }
-            members.push(RemoteMember {
-                member: Arc::clone(&record.state),
-                incarnation: record.incarnation(),
-                status: record.status(),
-                from: match record.status() {
-                    Status::Left => self.gone.get(&seat).map_or(record.id(), |gone| gone.by),
-                    _ => record.id(),
-                },
-            });
+    fn describe(&self, seat: Seat) -> RemoteMember {
+        let record = self.table.get(seat);
+        RemoteMember {
+            member: Arc::clone(&record.state),
+            incarnation: record.incarnation(),
+            status: record.status(),
+            from: match record.status() {
+                Status::Left => self.gone.get(&seat).map_or(record.id(), |gone| gone.by),
+                _ => record.id(),
+            },
         }
+    }
+    /// Those of all members that `include` takes, and this one.
+    fn described(&self, include: impl Fn(Seat) -> bool) -> Vec<RemoteMember> {
+        let seats = self.table.iter().map(|(seat, _)| seat);
+        let seats = seats.filter(|seat| *seat == Seat::ME || include(*seat));
+        seats.map(|seat| self.describe(seat)).collect()
+    }
+    /// This one, without a look at the others: what most exchanges of a pool at rest take.
+    fn described_alone(&self) -> Vec<RemoteMember> {
+        vec![self.describe(Seat::ME)]
+    }
+    fn push_pull_of(&self, is_whole: bool, members: Vec<RemoteMember>) -> PushPull {
         PushPull {
             from: self.me,
             members,
