@@ -108,6 +108,12 @@ fn boot_time() -> io::Result<Duration> {
     Ok(Duration::from(nix::time::clock_gettime(clock)?))
 }
 
+/// How long this process's threads, all together, have run on processors: for measurements that other load must not change.
+pub fn process_cpu_time() -> io::Result<Duration> {
+    let clock = nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID;
+    Ok(Duration::from(nix::time::clock_gettime(clock)?))
+}
+
 /// Runs `main` on a runtime of its own with `threads` worker threads (0: one a processor), to its end.
 pub fn block_on<F, Fut>(threads: usize, main: F) -> io::Result<Fut::Output>
 where

@@ -19,6 +19,7 @@ use quorate_types::{Incarnation, Instant, NodeId, Uuid};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 use std::collections::BTreeSet;
+use std::hint::black_box;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,9 @@ pub const LATENCY: (Duration, Duration) = (Duration::from_micros(200), Duration:
 const INCARNATION: Incarnation = Incarnation(1_700_000_000_000);
 /// Members are numbered in three bytes of their addresses.
 pub const MEMBER_COUNT_MAX: u32 = 1 << 24;
+
+/// Smaller pools are in the processor's caches.
+const LOOK_AHEAD_COUNT_MIN: usize = 1000;
 
 /// The id of a member by its number: scattered, so that the order of ids is not the order of numbers.
 pub fn id_of(index: u32) -> NodeId {
@@ -198,6 +202,8 @@ pub struct World {
     /// The timer of each member in the queue that counts; others are stale. Apart from the nodes, so that a stale one
     /// costs no look at a member.
     wake_at: Vec<Instant>,
+    /// When each member's timer is due by its own word: often later than that in the queue, as probes are answered.
+    due_at: Vec<Instant>,
     queue: Queue<(u32, Arrival)>,
     rng: ChaCha8Rng,
     cuts: BTreeSet<(u32, u32)>,
@@ -207,6 +213,8 @@ pub struct World {
     complete_count: usize,
     is_observing: bool,
     observations: Vec<Observation>,
+    /// Members about to be looked at, and who sent them what: memory used again.
+    soon: Vec<(u32, Option<SocketAddr>)>,
     /// Bytes of exchanges of the full state are counted; in pools of thousands that costs more than it tells.
     pub is_counting_stream_bytes: bool,
 }
@@ -243,6 +251,7 @@ impl World {
             now,
             nodes,
             wake_at: vec![Instant::FAR_FUTURE; count as usize],
+            due_at: vec![Instant::FAR_FUTURE; count as usize],
             queue: Queue::default(),
             rng,
             cuts: BTreeSet::new(),
@@ -251,6 +260,7 @@ impl World {
             complete_count: 0,
             is_observing: false,
             observations: Vec::new(),
+            soon: Vec::new(),
             is_counting_stream_bytes: true,
         };
         for index in 0..count {
@@ -377,6 +387,9 @@ impl World {
     }
     /// One thing that is due at or before `until`; false when there is none.
     pub fn step(&mut self, until: Instant) -> bool {
+        if self.queue.open_slot(until) && self.nodes.len() >= LOOK_AHEAD_COUNT_MIN {
+            self.look_ahead();
+        }
         let Some((at, (to, arrival))) = self.queue.pop_until(until) else {
             return false;
         };
@@ -384,6 +397,27 @@ impl World {
         self.now = at;
         self.arrive(to, arrival);
         true
+    }
+
+    /// Looks at what the members that are soon to act will need. In a large pool that is in no cache: looked at one after
+    /// the other, it is fetched all at once.
+    fn look_ahead(&mut self) {
+        let mut soon = std::mem::take(&mut self.soon);
+        soon.clear();
+        for (to, arrival) in self.queue.open_values() {
+            match arrival {
+                Arrival::Wake if self.due_at[*to as usize] > self.wake_at[*to as usize] => {}
+                Arrival::Packet { from, .. } => soon.push((*to, Some(address_of(*from)))),
+                _ => soon.push((*to, None)),
+            }
+        }
+        // Each turn needs what the turn before fetched.
+        for turn in 0..quorate_swim::LOOK_AHEAD_TURNS {
+            for (to, from) in &soon {
+                black_box(self.nodes[*to as usize].swim.look_ahead(turn, *from));
+            }
+        }
+        self.soon = soon;
     }
 
     fn arrive(&mut self, to: u32, arrival: Arrival) {
@@ -394,6 +428,9 @@ impl World {
                 return;
             }
             *wake_at = Instant::FAR_FUTURE;
+            if self.due_at[to as usize] > now {
+                return self.wake(to);
+            }
             let node = &mut self.nodes[to as usize];
             if node.is_stalled {
                 if node.swim.next_suspicion_timeout() <= now {
@@ -472,11 +509,14 @@ impl World {
             true => node.swim.next_suspicion_timeout(),
             false => node.swim.next_timeout(),
         };
-        let next_at = next_at.max(self.now);
-        let wake_at = &mut self.wake_at[index as usize];
-        if next_at < *wake_at {
-            *wake_at = next_at;
-            self.queue.push(next_at, (index, Arrival::Wake));
+        self.due_at[index as usize] = next_at.max(self.now);
+        self.wake(index);
+    }
+    fn wake(&mut self, index: u32) {
+        let (due_at, wake_at) = (self.due_at[index as usize], &mut self.wake_at[index as usize]);
+        if due_at < *wake_at {
+            *wake_at = due_at;
+            self.queue.push(due_at, (index, Arrival::Wake));
         }
     }
     fn hold(&mut self, index: u32, output: Output) {

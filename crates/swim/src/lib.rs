@@ -54,7 +54,9 @@ mod suspicion;
 
 pub use config::Config;
 pub use coordinate::{Coordinates, Implausible};
-pub use machine::{Accusation, Counters, Event, Link, LinkFault, Output, Reachability, Swim, UnknownName};
+pub use machine::{
+    Accusation, Counters, Event, LOOK_AHEAD_TURNS, Link, LinkFault, Output, Reachability, Swim, UnknownName,
+};
 pub use message::{
     DATACENTER_LEN_BYTES_MAX, INCARNATION_MAX, Intent, InvalidMember, LAMPORT_TIME_MAX, LamportTime, MemberState,
     Message, NAME_LEN_BYTES_MAX, PACKET_OVERHEAD_LEN_BYTES, PushPull, Refusal, RemoteMember, Seen, Status,

@@ -225,6 +225,16 @@ impl Table {
     pub(super) fn live(&self, nth: usize) -> Seat {
         Seat(self.order[nth])
     }
+    /// Reads what `next_target` and who asks for that member will read: its place, its record, what it says of itself.
+    pub(super) fn look_ahead(&self, turn: usize) -> u64 {
+        let next = self.order.get(self.order_index);
+        let record = || self.slots[*next? as usize].as_ref();
+        match turn {
+            1 => next.map_or(0, |seat| u64::from(*seat)),
+            2 => record().map_or(0, |record| record.incarnation.0),
+            _ => record().map_or(0, |record| u64::from(record.state.address.port())),
+        }
+    }
     pub(super) fn dead(&self, nth: usize) -> Seat {
         Seat(self.dead[nth])
     }
