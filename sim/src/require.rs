@@ -91,6 +91,7 @@ impl Asker {
             Requirement::Ends { node, .. } => format!("ends {node}"),
             Requirement::ReadsGoOn { service, .. } => format!("reads_go_on {service}"),
             Requirement::WritesResume { .. } => "writes_resume".to_owned(),
+            Requirement::WritesAnswered { answer_ms, .. } => format!("writes_answered {answer_ms}"),
             Requirement::Refused { operations, .. } => format!("refused {operations:?}"),
         };
         format!("require[{}] {requirement}", self.position)
@@ -134,6 +135,10 @@ impl Asker {
             rt.spawn("require.agent", async move {
                 match &*asker.requirement {
                     Requirement::WritesResume { .. } => asker.write(&agent, opens_at).await,
+                    Requirement::WritesAnswered { answer_ms, .. } => {
+                        let patience = Duration::from_millis(*answer_ms);
+                        asker.write_on(&agent, patience, opens_at).await
+                    }
                     Requirement::Refused { operations, .. } => asker.operate(&agent, operations, opens_at).await,
                     _ => asker.ask_on(&agent, &node, opens_at).await,
                 }
@@ -218,6 +223,7 @@ impl Asker {
             Requirement::NeverFailed { .. }
             | Requirement::Ends { .. }
             | Requirement::WritesResume { .. }
+            | Requirement::WritesAnswered { .. }
             | Requirement::Refused { .. } => {
                 unreachable!("these are not asked again and again")
             }
@@ -320,6 +326,33 @@ impl Asker {
             "{} at {agent}: no write was acknowledged: {failures:?}",
             self.name()
         ));
+    }
+
+    /// Writes again and again; what counts is that it learns what became of it, or that nobody knows.
+    async fn write_on(&self, agent: &str, patience: Duration, opens_at: Duration) {
+        let world = &self.story.world;
+        let wire = self.wire.with_timeout(patience);
+        let path = format!("/v1/kv/writes_answered/{}/{agent}", self.position);
+        world.advance(opens_at.saturating_sub(world.elapsed())).await;
+        while !self.is_closed() {
+            let (asked_at, interruptions) = (world.elapsed(), world.interruptions(agent));
+            if self.story.is_serving(agent) && !world.is_paused(agent) {
+                let answer = wire.http(Method::PUT, agent, &path, "x").await;
+                let is_fair = self.story.is_serving(agent) && world.interruptions(agent) == interruptions;
+                match answer {
+                    Ok(_) => self.count(),
+                    Err(_) if !is_fair => {}
+                    Err(why) => {
+                        self.count();
+                        let name = self.name();
+                        self.story
+                            .breaks(format!("{name} at {agent}: asked at {asked_at:?}, no answer: {why}"));
+                        return;
+                    }
+                }
+            }
+            world.advance(ASK_INTERVAL).await;
+        }
     }
 
     /// Tries what must be refused. The history judges it, as it judges those of the workload.

@@ -777,6 +777,12 @@ pub enum Requirement {
         #[serde(flatten)]
         window: Window,
     },
+    /// Every write asked within the window is answered within `answer_ms`, with success or with an error.
+    WritesAnswered {
+        answer_ms: u64,
+        #[serde(flatten)]
+        window: Window,
+    },
     /// None of these operations of `kv_register` succeeds that was called and answered within the window.
     Refused {
         operations: Vec<KvOperation>,
@@ -825,6 +831,7 @@ impl Requirement {
             | Self::Ends { window, .. }
             | Self::ReadsGoOn { window, .. }
             | Self::WritesResume { window }
+            | Self::WritesAnswered { window, .. }
             | Self::Refused { window, .. } => window,
         }
     }
@@ -838,6 +845,7 @@ impl Requirement {
             | Self::NeverFailed { .. }
             | Self::Ends { .. }
             | Self::WritesResume { .. }
+            | Self::WritesAnswered { .. }
             | Self::Refused { .. } => None,
         }
     }
@@ -850,7 +858,9 @@ impl Requirement {
             | Self::MemberIs { node, .. }
             | Self::Ends { node, .. } => std::slice::from_ref(node),
             Self::NeverFailed { nodes, .. } => nodes,
-            Self::ReadsGoOn { .. } | Self::WritesResume { .. } | Self::Refused { .. } => &[],
+            Self::ReadsGoOn { .. } | Self::WritesResume { .. } | Self::WritesAnswered { .. } | Self::Refused { .. } => {
+                &[]
+            }
         }
     }
 }

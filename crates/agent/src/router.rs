@@ -10,6 +10,7 @@ use crate::coordinates::{self, Pending};
 use crate::evaluations::Evaluations;
 use crate::sessions::SessionTimers;
 use crate::{keyring, wan};
+use futures::future::{Either, select};
 use quorate_gossip::Gossip;
 use quorate_replica::{CallFailure, RaftRt, ReadError, Replica, RpcClient, WriteError};
 use quorate_rt::Rng;
@@ -21,6 +22,7 @@ use quorate_wire::rpc::{
 };
 use rand_core::Rng as _;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,6 +38,8 @@ const CALL_SLACK: Duration = Duration::from_secs(3);
 const KEYRING_CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks for a leader, when nothing says that there is one.
 const LEADER_RETRY_DELAY: Duration = Duration::from_millis(50);
+/// What a leader's answer may take once another leads.
+const REPLACED_LEADER_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long a client agent looks for a server that answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -518,8 +522,8 @@ impl<R: RaftRt> Router<R> {
                 forwarded.hops += 1;
                 forwarded.wait = wait_until - self.rt.now();
                 let timeout = self.read_timeout(&forwarded);
-                match replica
-                    .call_server(leader, &Request::Read(forwarded), self.rt.now() + timeout)
+                match self
+                    .call_leader(replica, leader, &Request::Read(forwarded), self.rt.now() + timeout)
                     .await
                 {
                     Ok(Response::Read(reply)) => return Ok(reply),
@@ -613,8 +617,8 @@ impl<R: RaftRt> Router<R> {
                     hops: request.hops + 1,
                 };
                 let timeout = self.hold_timeout + CALL_SLACK;
-                match replica
-                    .call_server(leader, &Request::Write(forwarded), self.rt.now() + timeout)
+                match self
+                    .call_leader(replica, leader, &Request::Write(forwarded), self.rt.now() + timeout)
                     .await
                 {
                     Ok(Response::Write(outcome)) => return Ok(outcome),
@@ -669,10 +673,38 @@ impl<R: RaftRt> Router<R> {
         request: &Request,
     ) -> Result<Option<Response>, CallError> {
         let deadline = self.rt.now() + self.hold_timeout + CALL_SLACK;
-        match replica.call_server(leader, request, deadline).await {
+        match self.call_leader(replica, leader, request, deadline).await {
             Ok(Response::Failed(CallError::NoLeader)) | Err(_) => Ok(None),
             Ok(Response::Failed(err)) => Err(err),
             Ok(response) => Ok(Some(response)),
+        }
+    }
+
+    /// Calls who leads, and waits no longer than a moment once another is known to lead: who vanished without closing its
+    /// connections would be waited for until the deadline (`scenarios/raft/a_lost_leader_hangs_nobody.toml`). Who handed over in order answers within that moment.
+    async fn call_leader(
+        &self,
+        replica: &Replica<R>,
+        leader: NodeId,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Response, CallFailure> {
+        let replaced = async {
+            let mut seen = replica.leadership_version();
+            loop {
+                seen = replica.leadership_changed(seen).await;
+                self.rt.sleep(REPLACED_LEADER_PATIENCE).await;
+                if replica.standing().leader.is_some_and(|now| now != leader) {
+                    return;
+                }
+            }
+        };
+        let call = replica.call_server(leader, request, deadline);
+        match select(pin!(call), pin!(replaced)).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right(_) => Err(CallFailure::Unknown(format!(
+                "server {leader}, which led, was replaced before it answered"
+            ))),
         }
     }
 
