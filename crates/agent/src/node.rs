@@ -1004,6 +1004,7 @@ fn http_config(config: &Config) -> Result<HttpConfig, String> {
         disable_coordinates: config.disable_coordinates,
         translate_wan_addrs: config.http.translate_wan_addrs,
         disable_unprintable_char_filter: config.http.disable_unprintable_char_filter,
+        disable_kv_key_validation: config.http.disable_kv_key_validation,
         pretty: config.http.pretty,
         default_acl_policy: match config.acl.default_policy {
             crate::config::AclPolicy::Allow => "allow",

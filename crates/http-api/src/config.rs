@@ -99,6 +99,8 @@ pub struct HttpConfig {
     pub translate_wan_addrs: bool,
     /// `disable_http_unprintable_char_filter`.
     pub disable_unprintable_char_filter: bool,
+    /// `disable_kv_key_validation`: keys that look like a way out of their folder, or begin or end with a blank, are taken.
+    pub disable_kv_key_validation: bool,
     /// Pretty JSON whether asked for or not: `-dev`.
     pub pretty: bool,
     /// `acl.default_policy` as clients are told: `allow` or `deny`.
@@ -123,6 +125,7 @@ impl Default for HttpConfig {
             disable_coordinates: false,
             translate_wan_addrs: false,
             disable_unprintable_char_filter: false,
+            disable_kv_key_validation: false,
             pretty: false,
             default_acl_policy: "allow",
         }

@@ -37,6 +37,8 @@ pub enum Fault {
     UpdateStatus(String),
     #[error("Conflicting flags: {0}")]
     ConflictingFlags(String),
+    #[error("invalid key name: {0}")]
+    KeyName(&'static str),
     #[error(transparent)]
     Uint(#[from] UintError),
     #[error("Request decode failed: {0}")]
@@ -172,6 +174,7 @@ impl Fault {
             | Self::Enable(_)
             | Self::UpdateStatus(_)
             | Self::ConflictingFlags(_)
+            | Self::KeyName(_)
             | Self::Decode(_)
             | Self::TransactionBody(_)
             | Self::Definition(_)

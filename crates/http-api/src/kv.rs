@@ -5,7 +5,7 @@ use crate::backend::Backend;
 use crate::call::{BARE_TEXT, Call, Failure, Reply};
 use crate::catalog::{answer, write};
 use crate::errors::{Fault, SessionFault};
-use crate::go::parse_uint;
+use crate::go::{parse_uint, path_unescape};
 use crate::json::{KvJson, list};
 use crate::params::ReadOptions;
 use http::header::{CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_OPTIONS};
@@ -36,9 +36,9 @@ pub async fn get<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Reply,
         Query::KvList { prefix: key }
     } else {
         single = true;
-        Query::KvGet {
-            key: call.required("key name")?.to_owned(),
-        }
+        let key = call.required("key name")?.to_owned();
+        check_name(&api, &key)?;
+        Query::KvGet { key }
     };
     let reply = api.read(&call.params, query, &options).await?;
     let description = reply.description();
@@ -68,6 +68,29 @@ fn exclusive(call: &Call, options: &[&str]) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Refuses names that Consul refuses since 1.22, unless `disable_kv_key_validation` is set: those that lead out of their folder
+/// once something between a client and us decodes them again, and those with blanks at an end, which nobody sees. A prefix
+/// is no name, and lists and deletes what is there.
+fn check_name<R: Rt, B: Backend>(api: &Api<R, B>, key: &str) -> Result<(), Fault> {
+    if api.config().disable_kv_key_validation {
+        return Ok(());
+    }
+    if key.starts_with(' ') || key.ends_with(' ') {
+        return Err(Fault::KeyName("it begins or ends with a blank"));
+    }
+    let mut text = key.to_owned();
+    loop {
+        if text.split(['/', '\\']).any(|part| part == "..") {
+            return Err(Fault::KeyName("it leads out of its folder (`..`)"));
+        }
+        // Each turn takes an escape away.
+        match path_unescape(&text) {
+            Some(decoded) if decoded != text => text = decoded,
+            _ => return Ok(()),
+        }
+    }
+}
+
 /// `?cas=`, when given; without a value it is not.
 fn cas(call: &Call) -> Result<Option<ModifyIndex>, Fault> {
     match call.params.has("cas") {
@@ -78,6 +101,7 @@ fn cas(call: &Call) -> Result<Option<ModifyIndex>, Fault> {
 
 pub async fn put<R: Rt, B: Backend>(api: Api<R, B>, mut call: Call) -> Result<Reply, Failure> {
     let key = call.required("key name")?.to_owned();
+    check_name(&api, &key)?;
     exclusive(&call, &["cas", "acquire", "release"])?;
     let flags = match call.params.has("flags") {
         false => 0,
@@ -127,6 +151,7 @@ pub async fn delete<R: Rt, B: Backend>(api: Api<R, B>, call: Call) -> Result<Rep
         }
     } else {
         let key = call.required("key name")?.to_owned();
+        check_name(&api, &key)?;
         match cas(&call)? {
             None => KvCommand::Delete { key },
             Some(expected) => KvCommand::DeleteCas { key, expected },

@@ -140,6 +140,7 @@ pub struct Http {
     pub max_query_time: Duration,
     pub discovery_max_stale: Duration,
     pub disable_unprintable_char_filter: bool,
+    pub disable_kv_key_validation: bool,
     pub translate_wan_addrs: bool,
 }
 
@@ -832,6 +833,7 @@ pub fn build(tree: &Value, dev: bool, facts: &HostFacts) -> Result<Config, Mista
         max_query_time: r.interval("max_query_time", BLOCKING_WAIT_MAX),
         discovery_max_stale: r.time("discovery_max_stale", Duration::ZERO),
         disable_unprintable_char_filter: r.flag("disable_http_unprintable_char_filter", false),
+        disable_kv_key_validation: r.flag("disable_kv_key_validation", false),
         translate_wan_addrs: r.flag("translate_wan_addrs", false),
     };
     let mode = r.text_or("limits.request_limits.mode", "disabled");

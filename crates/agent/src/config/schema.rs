@@ -402,6 +402,7 @@ pub const AGENT: &[Field] = &[
     key("discovery_max_stale", Text),
     key("translate_wan_addrs", Bool),
     key("disable_http_unprintable_char_filter", Bool),
+    key("disable_kv_key_validation", Bool),
     pending("enable_debug", Bool),
     key("ui", Bool),
     key("ui_dir", Text),

@@ -95,6 +95,98 @@ fn a_session_is_refused_where_it_cannot_be() {
 }
 
 #[test]
+fn keys_options_and_bodies_that_cannot_be_are_refused_and_change_nothing() {
+    block_on(1, |rt| async move {
+        let world = World::new(rt.clone());
+        let redirected = (301, String::new());
+        let refused = |why: &str| (400, format!("invalid key name: {why}"));
+        let out = "it leads out of its folder (`..`)";
+        let blank = "it begins or ends with a blank";
+        let range = |text: &str| {
+            (
+                500,
+                format!("strconv.ParseUint: parsing \"{text}\": value out of range"),
+            )
+        };
+        let over = "18446744073709551616";
+        for (path, wanted) in [
+            // The path is cleaned before it names a key, escaped or not.
+            ("/v1/kv/a/../b", redirected.clone()),
+            ("/v1/kv/a//b", redirected.clone()),
+            ("/v1/kv/a/%2e%2e/b", redirected.clone()),
+            ("/v1/kv/a%2F..%2Fb", redirected),
+            // What a second decoding would clean is no name.
+            ("/v1/kv/a/%252e%252e/b", refused(out)),
+            ("/v1/kv/..%252Fb", refused(out)),
+            ("/v1/kv/a%5C..%5Cb", refused(out)),
+            ("/v1/kv/%20a", refused(blank)),
+            ("/v1/kv/a%20", refused(blank)),
+            // NUL, a line end, and what is no UTF-8.
+            ("/v1/kv/a%00b", (400, String::new())),
+            ("/v1/kv/a%0Ab", (400, String::new())),
+            ("/v1/kv/a%FFb", (400, String::new())),
+            (&format!("/v1/kv/k?flags={over}"), range(over)),
+            (&format!("/v1/kv/k?cas={over}"), range(over)),
+            (
+                "/v1/kv/k?cas=-1",
+                (500, "strconv.ParseUint: parsing \"-1\": invalid syntax".to_owned()),
+            ),
+            (
+                "/v1/kv/k?cas=1&release=x",
+                (400, "Conflicting flags: cas=1&release=x".to_owned()),
+            ),
+            (
+                "/v1/kv/k?acquire=11111111-2222-3333-4444-555555555555",
+                (
+                    500,
+                    "invalid session \"11111111-2222-3333-4444-555555555555\"".to_owned(),
+                ),
+            ),
+        ] {
+            assert_eq!(world.put(path, "x").await, wanted, "{path}");
+        }
+        assert_eq!(world.get("/v1/kv/?keys").await, (200, "[]".to_owned()));
+        for (ttl, shown) in [
+            ("9s", "9000000000"),
+            ("24h0m1s", "86401000000000"),
+            ("-10s", "-10000000000"),
+        ] {
+            let world = World::with(rt.clone(), HttpConfig::default());
+            let text = format!("Invalid Session TTL '{shown}', must be between [10s=24h0m0s]");
+            let body = format!(r#"{{"TTL":"{ttl}"}}"#);
+            assert_eq!(world.put("/v1/session/create", &body).await, (500, text));
+        }
+
+        // Long, and with every character that is one: names like any other.
+        let long = "k".repeat(4096);
+        for key in [long.as_str(), "a%20b", "%C3%A7", "a:b;c", "con..fig", "100%25"] {
+            assert_eq!(world.put(&format!("/v1/kv/{key}"), "x").await.0, 200, "{key}");
+            assert_eq!(
+                world.get(&format!("/v1/kv/{key}?raw")).await,
+                (200, "x".to_owned()),
+                "{key}"
+            );
+        }
+        let config = HttpConfig {
+            disable_kv_key_validation: true,
+            ..HttpConfig::default()
+        };
+        let world = World::with(rt, config);
+        for key in ["..%252Fb", "%20a"] {
+            assert_eq!(world.put(&format!("/v1/kv/{key}"), "x").await, (200, "true".to_owned()));
+            assert_eq!(world.get(&format!("/v1/kv/{key}?raw")).await, (200, "x".to_owned()));
+        }
+
+        // A field given twice: the last one counts, as Go has it, and the operation is one.
+        let twice = r#"[{"KV":{"Verb":"get","Key":"a","Verb":"set","key":"b","Value":"MQ=="}}]"#;
+        assert_eq!(world.put("/v1/txn", twice).await.0, 200);
+        assert_eq!(world.get("/v1/kv/b?raw").await, (200, "1".to_owned()));
+        assert_eq!(world.get("/v1/kv/a").await.0, 404);
+    })
+    .unwrap();
+}
+
+#[test]
 fn a_lock_is_taken_renewed_lost_and_taken_again_after_its_delay() {
     block_on(1, |rt| async move {
         let world = World::new(rt);
