@@ -7,7 +7,9 @@ use crate::scenario::{CheckKind, ServiceCheck};
 use crate::story::Story;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub const CONFIG_PATH: &str = "/etc/quorate/agent.json";
 const DATA_DIR: &str = "/var/quorate";
@@ -22,6 +24,8 @@ pub fn script_of(service: &str) -> String {
 pub struct AgentFiles {
     story: Story,
     raft_multiplier: u64,
+    /// By node: keys that its file has for good since a fault put them there.
+    lasting: Arc<Mutex<BTreeMap<String, toml::Table>>>,
 }
 
 impl AgentFiles {
@@ -29,9 +33,15 @@ impl AgentFiles {
         Self {
             story: story.clone(),
             raft_multiplier,
+            lasting: Arc::default(),
         }
     }
 
+    /// From now on a node's file has these keys.
+    pub fn keep(&self, node: &str, changes: &toml::Table) {
+        let mut lasting = self.lasting.lock().unwrap_or_else(PoisonError::into_inner);
+        lasting.entry(node.to_owned()).or_default().extend(changes.clone());
+    }
     /// Writes a machine's file, with the addresses of this moment. `changes` take the place of the keys they name.
     pub fn write(&self, node: &str, changes: &toml::Table) -> Result<()> {
         let config = self.config_of(node, changes)?;
@@ -81,7 +91,9 @@ impl AgentFiles {
         if is_server {
             object.insert("bootstrap_expect".to_owned(), json!(story.servers.len()));
         }
-        for (key, value) in scenario.cluster.config.iter().chain(changes) {
+        let lasting = self.lasting.lock().unwrap_or_else(PoisonError::into_inner);
+        let lasting = lasting.get(name).cloned().unwrap_or_default();
+        for (key, value) in scenario.cluster.config.iter().chain(&lasting).chain(changes) {
             let value = serde_json::to_value(value).with_context(|| format!("configuration key {key}"))?;
             object.insert(key.clone(), value);
         }

@@ -1,7 +1,7 @@
 //! The clock of one machine: virtual time seen with an offset and a drift.
 //!
 //! `local` time drives everything the machine's programs call now, sleep and wall time; `virtual` time is the world's own.
-//! Invariant: local time never goes back, whatever is done to the drift.
+//! Invariant: local time never goes back, whatever is done to the drift; only a sabotage sets it back.
 
 const MILLION: i128 = 1_000_000;
 
@@ -61,6 +61,14 @@ impl NodeClock {
         self.anchor_local = self.local(virtual_nanos);
         self.anchor_virtual = virtual_nanos;
         self.drift_ppm = drift_ppm;
+    }
+    /// Sets the local clock back, as no machine's does: what a program sees whose timers run by the wall clock.
+    pub fn set_back(&mut self, virtual_nanos: u64, nanos: u64) {
+        self.anchor_local = self
+            .local(virtual_nanos)
+            .saturating_sub(nanos)
+            .max(LOCAL_NANOS_AT_START);
+        self.anchor_virtual = virtual_nanos;
     }
     pub fn drift_ppm(&self) -> i32 {
         self.drift_ppm

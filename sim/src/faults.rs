@@ -23,6 +23,8 @@ const PUT_OFF: Duration = Duration::from_millis(50);
 const PUT_OFF_MAX: Duration = Duration::from_secs(15);
 /// Within this an agent that was told to stop has stopped.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Less than has passed since the agents' starts: their time goes back, and not below zero.
+const SABOTAGED_JUMP: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Edge {
@@ -341,7 +343,9 @@ impl Faults {
                     world.wipe_disk(node);
                 }
             }
-            Fault::Restart { nodes, in_turn, .. } => {
+            Fault::Restart {
+                nodes, in_turn, config, ..
+            } => {
                 fired.nodes = self.resolve(nodes);
                 if *in_turn && !fired.nodes.is_empty() {
                     let turn = occurrence.1 % fired.nodes.len();
@@ -349,8 +353,15 @@ impl Faults {
                 }
                 for node in fired.nodes.clone() {
                     self.stop_orderly(&node).await?;
-                    if self.sabotage == Some(Sabotage::RestartsLoseDisks) {
+                    let loses_disk = self.sabotage == Some(Sabotage::RestartsLoseDisks);
+                    if loses_disk {
                         world.wipe_disk(&node);
+                    }
+                    let is_changed = !config.is_empty() && !self.skips_step(occurrence.0);
+                    if is_changed {
+                        self.files.keep(&node, config);
+                    }
+                    if is_changed || loses_disk {
                         self.files.write(&node, &toml::Table::new())?;
                     }
                     self.story.boot(&node);
@@ -411,6 +422,9 @@ impl Faults {
             } => {
                 fired.nodes = self.resolve(nodes);
                 for node in &fired.nodes {
+                    if wall_offset_ms.is_some() && self.sabotage == Some(Sabotage::WallJumpsMoveTimers) {
+                        world.set_clock_back(node, SABOTAGED_JUMP);
+                    }
                     if let Some(offset) = wall_offset_ms {
                         // Each its own, in bounds that the scenario was checked for.
                         world.set_wall_offset_nanos(node, offset.draw(&mut self.rng) * 1_000_000);
@@ -514,6 +528,12 @@ impl Faults {
         Ok(())
     }
 
+    /// Whether a later fault changes files for good too, and a sabotage lets only the last one do so.
+    fn skips_step(&self, position: usize) -> bool {
+        let later = &self.story.scenario.faults[position + 1..];
+        let is_step = |fault: &Fault| matches!(fault, Fault::Restart { config, .. } if !config.is_empty());
+        self.sabotage == Some(Sabotage::RolloutsSkipSteps) && later.iter().any(is_step)
+    }
     fn keep_quorum(&self, nodes: &mut Vec<String>) {
         let servers = &self.story.servers;
         let quorum = servers.len() / 2 + 1;

@@ -15,6 +15,7 @@ use crate::scenario::{CheckKind, KvOperation, Scenario, Whole, Workload};
 use crate::story::{Broken, Story};
 use crate::wire::{Sabotage, USERS, Wire};
 use crate::workload::cells::CellClients;
+use crate::workload::key_rotation::Operator;
 use crate::workload::kv_register::{KvClients, Outcome};
 use crate::workload::locks::LockClients;
 use crate::workload::node_lock::NodeLocks;
@@ -269,6 +270,9 @@ impl Run {
                 }
                 Workload::ServiceDns(settings) => {
                     tasks.extend(Resolver::new(story, &self.wire, settings, position).start(&self.users));
+                }
+                Workload::KeyRotation(settings) => {
+                    tasks.push(Operator::new(story, &self.wire, settings, position).start(&self.users));
                 }
                 Workload::Cells(settings) => {
                     let clients = CellClients::new(story, &self.wire, settings, position);

@@ -307,6 +307,7 @@ pub enum Workload {
     Cells(Cells),
     Locks(Locks),
     NodeLock(NodeLock),
+    KeyRotation(KeyRotation),
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -343,6 +344,28 @@ pub struct ServiceDns {
     pub interval_ms: Whole,
     #[serde(default = "agents")]
     pub at: Vec<String>,
+}
+
+/// Gossip keys that are changed while the pool works.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyRotation {
+    /// The key that the agents are configured with.
+    pub first: String,
+    /// Between two rotations.
+    #[serde(default = "default_rotation_pause_ms")]
+    pub pause_ms: Whole,
+    /// No rotation begins later; without it they go on until the story ends.
+    pub until_ms: Option<Whole>,
+    #[serde(default = "agents")]
+    pub at: Vec<String>,
+}
+
+const fn default_rotation_pause_ms() -> Whole {
+    Whole {
+        low: 1_000,
+        high: 5_000,
+    }
 }
 
 /// Groups of keys that are changed and read as one.
@@ -472,6 +495,9 @@ pub enum Fault {
         /// Each time only one of them, one after the other.
         #[serde(default)]
         in_turn: bool,
+        /// Keys that their files have from then on.
+        #[serde(default)]
+        config: toml::Table,
     },
     /// Told to stop and started with another configuration file; at the end with its own again.
     Reconfigure {
@@ -919,6 +945,8 @@ pub const MARKS: &[&str] = &[
     "gossip.failed",
     "gossip.refuted",
     "gossip.suspected",
+    "keyring.refused",
+    "keyring.rotated",
     "kv.consistent_read_ok",
     "kv.default_read_ok",
     "kv.read_refused",
@@ -1017,6 +1045,14 @@ impl Scenario {
                 Workload::ServiceDns(dns) => {
                     self.service(&dns.service)?;
                     &dns.at
+                }
+                Workload::KeyRotation(rotation) => {
+                    let encrypt = self.cluster.config.get("encrypt").and_then(toml::Value::as_str);
+                    ensure!(
+                        encrypt == Some(&rotation.first),
+                        "`workload.first` is not `cluster.config.encrypt`"
+                    );
+                    &rotation.at
                 }
                 Workload::Cells(cells) => {
                     let has_all = cells.groups > 0 && cells.cells > 0 && cells.clients > 0;

@@ -8,7 +8,7 @@ use crate::story::Story;
 use anyhow::{Result, bail};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{RData, RecordType};
-use hyper::Method;
+use hyper::{HeaderMap, Method, StatusCode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -48,6 +48,12 @@ pub enum Sabotage {
     NameHolderGone,
     /// What is wrong with one disk is wrong with all.
     DisksFailTogether,
+    /// Of several changes of the agents' files that are to last, only the last is made.
+    RolloutsSkipSteps,
+    /// A wall clock that jumps takes the machine's other clock back with it.
+    WallJumpsMoveTimers,
+    /// Removals of gossip keys are acknowledged on the way and reach nobody.
+    KeyRemovalsLost,
     /// A cache on the way repeats the list of nodes that the cluster was formed with for ever.
     NodesRepeatOldAnswers,
     /// In transactions, `lock` becomes `set` on the way to the agent: everybody gets the lock.
@@ -80,6 +86,9 @@ impl FromStr for Sabotage {
             "name-holder-gone" => Self::NameHolderGone,
             "nodes-repeat-old-answers" => Self::NodesRepeatOldAnswers,
             "disks-fail-together" => Self::DisksFailTogether,
+            "rollouts-skip-steps" => Self::RolloutsSkipSteps,
+            "wall-jumps-move-timers" => Self::WallJumpsMoveTimers,
+            "key-removals-lost" => Self::KeyRemovalsLost,
             "locks-as-sets" => Self::LocksAsSets,
             "no-lock-delay" => Self::NoLockDelay,
             "transactions-in-parts" => Self::TransactionsInParts,
@@ -90,7 +99,7 @@ impl FromStr for Sabotage {
                  dns-repeats-old-answers, kills-do-nothing, leader-clock-slows, hidden-sync-errors, pauses-last, \
                  cuts-never-heal, one-way-cuts-isolate, restarts-lose-disks, name-holder-gone, nodes-repeat-old-answers, \
                  disks-fail-together, locks-as-sets, no-lock-delay, transactions-in-parts, cas-as-put, \
-                 sessions-without-checks"
+                 sessions-without-checks, rollouts-skip-steps, wall-jumps-move-timers, key-removals-lost"
             ),
         })
     }
@@ -174,6 +183,16 @@ impl Wire {
             Some(Sabotage::CasAsPut) => path.split("?cas=").next().unwrap_or_default().to_owned(),
             _ => path.to_owned(),
         };
+        if self.sabotage == Some(Sabotage::KeyRemovalsLost)
+            && method == Method::DELETE
+            && path == "/v1/operator/keyring"
+        {
+            return Ok(HttpAnswer {
+                status: StatusCode::OK,
+                headers: HeaderMap::new(),
+                body: bytes::Bytes::new(),
+            });
+        }
         if let Some(sabotage) = self.sabotage {
             if sabotage == Sabotage::TransactionsInParts && path.starts_with("/v1/txn") {
                 return self.in_parts(method, agent, &path, &body).await;

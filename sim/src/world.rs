@@ -438,6 +438,15 @@ impl World {
             state.machine(id).clock.set_drift_ppm(now, drift_ppm);
         });
     }
+    /// Sets the machine's every clock back: for a sabotage.
+    pub fn set_clock_back(&self, node: &str, by: Duration) {
+        let id = self.id(node);
+        self.with(|state| {
+            let now = state.timeline.now();
+            let nanos = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+            state.machine(id).clock.set_back(now, nanos);
+        });
+    }
     pub fn drift_ppm(&self, node: &str) -> i32 {
         self.on(node, |machine| machine.clock.drift_ppm())
     }

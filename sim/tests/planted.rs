@@ -212,3 +212,27 @@ fn a_session_that_outlives_its_node_is_noticed() {
         "is not had at client2",
     );
 }
+
+#[test]
+fn timers_that_run_by_the_wall_clock_are_noticed() {
+    check("agent/clock_jumps.toml", "wall-jumps-move-timers", "an agent panicked");
+}
+
+#[test]
+fn a_gossip_key_that_stays_though_its_removal_was_acknowledged_is_noticed() {
+    check("agent/keys_rotated_under_load.toml", "key-removals-lost", "one_keyring");
+}
+
+#[test]
+fn a_ring_that_does_not_outlive_a_restart_is_noticed() {
+    check("agent/keys_rotated_under_load.toml", "restarts-lose-disks", "require[");
+}
+
+#[test]
+fn encryption_switched_on_in_one_step_is_noticed() {
+    check(
+        "agent/encryption_switched_on.toml",
+        "rollouts-skip-steps",
+        "never_failed",
+    );
+}

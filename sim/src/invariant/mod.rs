@@ -6,6 +6,7 @@ pub mod cells;
 pub mod critical;
 pub mod holders;
 pub mod index;
+pub mod keyring;
 pub mod leaders;
 pub mod logs;
 pub mod register;
@@ -18,4 +19,5 @@ pub const NAMES: &[&str] = &[
     "dns_never_critical",
     "index_never_back",
     "one_holder",
+    "one_keyring",
 ];
