@@ -6,11 +6,13 @@ use crate::config::definition::{DefinitionError, prepare_check, prepare_service}
 use crate::coordinates;
 use crate::events::EventLog;
 use crate::local::EditError;
+use crate::metrics::http_metric;
 use crate::node::{Agent, Inner};
+use crate::telemetry::metric;
 use crate::{reachability, wan};
 use quorate_gossip::Gossip;
 use quorate_http_api::{
-    AgentFacts, Backend, BackendError, DatacenterCoordinates, KeyringOperation, KeyringPool, LocalError,
+    AgentFacts, Backend, BackendError, DatacenterCoordinates, KeyringOperation, KeyringPool, LocalError, Metrics,
     RaftConfiguration, RaftServer, Reachability, ReadReply, ReadRequest, StatusReply,
 };
 use quorate_replica::RaftRt;
@@ -290,6 +292,18 @@ impl<R: RaftRt> Backend for AgentBackend<R> {
     /// A client, which has no WAN pool, tells of its own datacenter's servers as its LAN pool sees them.
     fn datacenter_coordinates(&self) -> Vec<DatacenterCoordinates> {
         coordinates::by_datacenter(self.wan.as_ref().unwrap_or(&self.gossip), &self.datacenter)
+    }
+
+    fn metrics(&self) -> Metrics {
+        let Ok(agent) = self.agent() else {
+            return Metrics::default();
+        };
+        let host_name = agent.inner.rt.host_name();
+        self.router.telemetry().shown(&agent.config().telemetry, host_name)
+    }
+    fn observe_request(&self, method: &str, endpoint: &'static str, took: Duration) {
+        let name = http_metric(method, endpoint);
+        self.router.telemetry().timer(metric(&name, &[])).observe(took);
     }
 
     async fn reachability(&self, timeout: Duration) -> Result<Reachability, LocalError> {

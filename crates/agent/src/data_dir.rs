@@ -8,6 +8,7 @@
 //! Not here: file definitions (`config`), the log (`replica`).
 
 use bytes::Bytes;
+use quorate_gossip::Past;
 use quorate_rt::{AnyDisk, Disk, MemoryDisk, OpenMode, Rt};
 use quorate_types::{CheckDefinition, CheckStatus, NodeId, ServiceDefinition, Uuid, WallTime};
 use quorate_wire::codec::Malformed;
@@ -20,8 +21,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
 
-/// There is one list of members.
+/// There is one list of members, and one past.
 const MEMBERS_ID: &str = "members";
+const PAST_ID: &str = "past";
 
 /// Why the data directory cannot be used.
 #[derive(Debug, Error)]
@@ -53,6 +55,13 @@ pub enum DataDirError {
     Damaged { path: PathBuf, err: Malformed },
     #[error("failed to write {path}: {err}")]
     Write { path: PathBuf, err: io::Error },
+}
+
+/// What the gossip of this node's lives used at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptPast {
+    pub lan: Past,
+    pub wan: Past,
 }
 
 /// A check registered over HTTP, by itself or within a service's definition.
@@ -258,7 +267,7 @@ impl<R: Rt> DataDir<R> {
             LocalKind::Service => "services",
             LocalKind::Check => "checks",
             LocalKind::TtlState => "checks/state",
-            LocalKind::Members => "members",
+            LocalKind::Members | LocalKind::Past => "members",
         })
     }
 
@@ -269,13 +278,25 @@ impl<R: Rt> DataDir<R> {
     /// Whom this agent knew before its restart; none after it had left. A damaged file is no more than forgotten:
     /// whoever is joined tells the same.
     pub async fn kept_members(&self) -> Vec<SocketAddr> {
-        let path = self.folder(LocalKind::Members).join(file_name(MEMBERS_ID));
+        self.kept_hint(LocalKind::Members, MEMBERS_ID).await
+    }
+    /// Keeps what gossip has used so far.
+    pub async fn keep_past(&self, past: &KeptPast) -> Result<(), DataDirError> {
+        self.keep(LocalKind::Past, PAST_ID, past).await
+    }
+    /// What earlier lives used. Lost with a damaged file: the wall clock alone orders lives then.
+    pub async fn kept_past(&self) -> KeptPast {
+        self.kept_hint(LocalKind::Past, PAST_ID).await
+    }
+    /// A record that the agent can do without.
+    async fn kept_hint<T: DeserializeOwned + Default>(&self, kind: LocalKind, id: &str) -> T {
+        let path = self.folder(kind).join(file_name(id));
         match self.disk.read(&path, LEN_BYTES_MAX as u64).await {
-            Ok(bytes) => decode_local(LocalKind::Members, &bytes).unwrap_or_else(|err| {
-                tracing::warn!(path = %path.display(), %err, "the members known before are forgotten: the file is damaged");
-                Vec::new()
+            Ok(bytes) => decode_local(kind, &bytes).unwrap_or_else(|err| {
+                tracing::warn!(path = %path.display(), %err, "what was kept of the pool is forgotten: the file is damaged");
+                T::default()
             }),
-            Err(_) => Vec::new(),
+            Err(_) => T::default(),
         }
     }
     pub async fn forget_members(&self) -> Result<(), DataDirError> {

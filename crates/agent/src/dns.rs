@@ -1,8 +1,9 @@
 //! The catalog as DNS reads it: this server's own state, or a server's.
 
 use crate::config::Dns;
+use crate::metrics::DnsTimers;
 use crate::router::Router;
-use quorate_dns_answer::{DnsConfig, Name, NameError, SoaNumbers};
+use quorate_dns_answer::{DnsConfig, Name, NameError, SoaNumbers, qtype};
 use quorate_dns_server::{Catalog, LookupError, RecursorStrategy, Settings};
 use quorate_replica::RaftRt;
 use quorate_store::{Consistency, Evaluation, Query};
@@ -24,19 +25,32 @@ pub struct DnsCatalog<R: RaftRt> {
     router: Router<R>,
     datacenter: Arc<str>,
     staleness: Arc<arc_swap::ArcSwap<Staleness>>,
+    timers: DnsTimers,
 }
 
 impl<R: RaftRt> DnsCatalog<R> {
-    pub fn new(router: Router<R>, datacenter: Arc<str>, staleness: Arc<arc_swap::ArcSwap<Staleness>>) -> Self {
+    pub(crate) fn new(
+        router: Router<R>,
+        datacenter: Arc<str>,
+        staleness: Arc<arc_swap::ArcSwap<Staleness>>,
+        timers: DnsTimers,
+    ) -> Self {
         Self {
             router,
             datacenter,
             staleness,
+            timers,
         }
     }
 }
 
 impl<R: RaftRt> Catalog for DnsCatalog<R> {
+    fn observe_question(&self, qtype: u16, took: Duration) {
+        match qtype {
+            qtype::PTR => self.timers.reverse.observe(took),
+            _ => self.timers.domain.observe(took),
+        }
+    }
     async fn evaluate(&self, datacenter: Option<&str>, query: Query) -> Result<Evaluation, LookupError> {
         if datacenter.is_some_and(|datacenter| !datacenter.eq_ignore_ascii_case(&self.datacenter)) {
             return Err(LookupError::NoPath);

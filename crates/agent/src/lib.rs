@@ -15,10 +15,12 @@ mod events;
 mod keyring;
 mod leader;
 mod local;
+mod metrics;
 mod node;
 mod reachability;
 mod router;
 mod sessions;
+mod telemetry;
 #[cfg(test)]
 mod testing;
 mod wan;

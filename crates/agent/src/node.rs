@@ -8,18 +8,19 @@
 use crate::backend::AgentBackend;
 use crate::config::{Config, ConfigError, Flags, HostPort, ListenAddress, load};
 use crate::coordinates;
-use crate::data_dir::{DataDir, DataDirError};
+use crate::data_dir::{DataDir, DataDirError, KeptPast};
 use crate::dns::{DnsCatalog, Staleness, settings as dns_settings};
 use crate::events::EventLog;
 use crate::leader::ServerDuties;
 use crate::local::{DefinitionsError, Local, LocalSettings, draw};
+use crate::metrics::DnsTimers;
 use crate::router::{ClientRole, MembersView, Role, Router, is_alive_server, locked};
 use crate::{API_VERSION, Hooks, keyring, wan};
 use arc_swap::ArcSwap;
 use quorate_anti_entropy::NodeRecord;
 use quorate_checks::Checks;
 use quorate_dns_server::DnsServer;
-use quorate_gossip::{Gossip, GossipConfig};
+use quorate_gossip::{Gossip, GossipConfig, Past};
 use quorate_http_api::{HttpConfig, HttpServer};
 use quorate_replica::{RaftRt, Replica, ReplicaConfig, RequestHandler, RpcClient};
 use quorate_rt::task::AbortOnDrop;
@@ -40,6 +41,10 @@ const FIRST_JOIN_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Members kept for a restart: whoever of them answers tells of all others.
 const KEPT_MEMBER_COUNT_MAX: usize = 64;
 const KEEP_MEMBERS_DELAY: Duration = Duration::from_millis(500);
+/// Between two looks at what gossip has used, and how much may be used beyond what was kept. A life begins so much above
+/// what was kept: less than the age at which packets are refused, so that nobody refuses those of whoever did not restart.
+const PAST_LOOK_INTERVAL: Duration = Duration::from_secs(5);
+const PAST_SLACK: Duration = Duration::from_secs(30);
 /// A leader that leaves waits so long for another one to take over, and a leaving server to be removed.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -196,6 +201,7 @@ impl<R: RaftRt> Agent<R> {
             tracing::warn!("{setting} is set, but has no effect in this release");
         }
         let kept = data_dir.load().await?;
+        let past = begun_above(data_dir.kept_past().await);
         let datacenter: Arc<str> = config.datacenter.as_str().into();
 
         let members = MembersView::default();
@@ -231,7 +237,7 @@ impl<R: RaftRt> Agent<R> {
         let mut lan_tags = tags(&config, node_id, rpc_port);
         let pools = async {
             let wan_encryption = keyring::load(&config, &data_dir, keyring::Pool::Wan).await?;
-            let wan = wan::start(&rt, &config, node_id, lan_tags.clone(), wan_encryption).await?;
+            let wan = wan::start(&rt, &config, node_id, lan_tags.clone(), wan_encryption, past.wan).await?;
             if let Some(wan) = &wan {
                 let port = wan.local_member().address.port();
                 lan_tags.insert(wan::PORT_TAG.to_owned(), port.to_string());
@@ -246,6 +252,7 @@ impl<R: RaftRt> Agent<R> {
                 timing: timing(&config),
                 pool: "lan",
                 encryption,
+                past: past.lan,
             };
             match Gossip::start(rt.clone(), lan).await {
                 Ok(lan) => Ok((lan, wan)),
@@ -362,8 +369,13 @@ impl<R: RaftRt> Agent<R> {
                 http_addresses.push(*address);
             }
         }
-        let http_config = http_config(&config).map_err(StartError::Http)?;
-        let http = HttpServer::start(rt.clone(), &http_addresses, http_config, AgentBackend::new(self)).await;
+        let http = HttpServer::start(
+            rt.clone(),
+            &http_addresses,
+            http_config(&config),
+            AgentBackend::new(self),
+        )
+        .await;
         *locked(&inner.http) = Some(http.map_err(|err| StartError::Http(err.to_string()))?);
 
         let recursors = resolve_all(rt, &config.dns.recursors).await;
@@ -378,6 +390,7 @@ impl<R: RaftRt> Agent<R> {
             inner.router.clone(),
             Arc::clone(&inner.datacenter),
             Arc::clone(&inner.staleness),
+            DnsTimers::new(inner.router.telemetry(), &config.node_name),
         );
         let dns = DnsServer::start(rt.clone(), config.dns_addrs.clone(), dns, catalog).await;
         *locked(&inner.dns) = Some(dns.map_err(|err| StartError::Dns(err.to_string()))?);
@@ -421,6 +434,8 @@ impl<R: RaftRt> Agent<R> {
         self.keep(rt.spawn("agent.reap", inner.local.clone().reap_critical()));
         self.keep(rt.spawn("agent.servers-seen", self.clone().watch_servers()));
         self.keep(rt.spawn("agent.reachability", self.clone().answer_reachability()));
+        self.keep(rt.spawn("agent.past", self.clone().keep_past()));
+        self.keep(rt.spawn("agent.metrics", self.clone().measure()));
         self.keep(rt.spawn("agent.members", self.clone().keep_members()));
         if !config.join.retry_join.is_empty() {
             self.keep(rt.spawn(
@@ -654,6 +669,10 @@ impl<R: RaftRt> Agent<R> {
         Ok(())
     }
 
+    /// Of the DNS server, unless it has ended.
+    pub(crate) fn dns_counts(&self) -> Option<quorate_dns_server::Counts> {
+        locked(&self.inner.dns).as_ref().map(DnsServer::counts)
+    }
     /// Contacts these addresses once; how many members answered.
     async fn join_once(&self, pool: &Gossip<R>, targets: &[HostPort]) -> Result<usize, String> {
         let (mut addresses, mut failures) = (Vec::new(), Vec::new());
@@ -714,6 +733,26 @@ impl<R: RaftRt> Agent<R> {
             events.next().await;
             // Events come in bursts: one write for all of them.
             rt.sleep(KEEP_MEMBERS_DELAY).await;
+        }
+    }
+
+    /// Keeps what gossip has used, so that the next life of this agent begins above it wherever its clock is then: what was
+    /// recorded of this life must not pass for news.
+    async fn keep_past(self) {
+        let (rt, data_dir) = (&self.inner.rt, &self.inner.data_dir);
+        let mut kept = data_dir.kept_past().await;
+        loop {
+            let past = KeptPast {
+                lan: self.inner.gossip.past(),
+                wan: self.inner.wan.as_ref().map(Gossip::past).unwrap_or_default(),
+            };
+            if is_beyond(past, kept) {
+                match data_dir.keep_past(&past).await {
+                    Ok(()) => kept = past,
+                    Err(err) => tracing::warn!(%err, "what gossip used is not kept for a restart"),
+                }
+            }
+            rt.sleep(PAST_LOOK_INTERVAL).await;
         }
     }
 
@@ -780,6 +819,40 @@ impl<R: RaftRt> Agent<R> {
             events.next().await;
         }
     }
+}
+
+fn slack_ms() -> u64 {
+    u64::try_from(PAST_SLACK.as_millis()).expect("seconds")
+}
+
+/// Above all that may have been used since the last look.
+fn begun_above(kept: KeptPast) -> KeptPast {
+    let above = |past: Past| Past {
+        // An incarnation grows by one with each refutation, far more seldom than once a millisecond.
+        incarnation: past.incarnation.saturating_add(slack_ms()),
+        // 0: the pool had no time, as it was not encrypted.
+        time_ms: if past.time_ms == 0 {
+            0
+        } else {
+            past.time_ms.saturating_add(slack_ms())
+        },
+    };
+    KeptPast {
+        lan: above(kept.lan),
+        wan: above(kept.wan),
+    }
+}
+
+/// Whether a look later more might be used than a life that begins above `kept` expects.
+fn is_beyond(past: KeptPast, kept: KeptPast) -> bool {
+    let look_ms = u64::try_from(PAST_LOOK_INTERVAL.as_millis()).expect("seconds");
+    let is_beyond = |used: u64, kept: u64| used.saturating_add(2 * look_ms) > kept.saturating_add(slack_ms());
+    [(past.lan, kept.lan), (past.wan, kept.wan)]
+        .into_iter()
+        .any(|(past, kept)| {
+            past.incarnation != 0 && is_beyond(past.incarnation, kept.incarnation)
+                || past.time_ms != 0 && is_beyond(past.time_ms, kept.time_ms)
+        })
 }
 
 /// Why an agent would not start with this configuration, which reads well: one sentence each. What only the machine can
@@ -852,8 +925,6 @@ fn settings_without_effect(config: &Config) -> Vec<&'static str> {
     let limits = &config.limits.request_limits;
     [
         ("acl.enabled", config.acl.enabled),
-        ("serf_lan_allowed_cidrs", !config.gossip_lan.allowed_cidrs.is_empty()),
-        ("serf_wan_allowed_cidrs", !config.gossip_wan.allowed_cidrs.is_empty()),
         ("ports.https", !config.https_addrs.is_empty()),
         (
             "limits.request_limits",
@@ -863,10 +934,6 @@ fn settings_without_effect(config: &Config) -> Vec<&'static str> {
         ("log_file", config.logging.file.is_some()),
         ("enable_syslog", config.logging.syslog),
         ("ui_config", config.ui.enabled && !config.dev_mode),
-        (
-            "telemetry.prometheus_retention_time",
-            !config.telemetry.prometheus_retention_time.is_zero(),
-        ),
     ]
     .into_iter()
     .filter_map(|(setting, is_set)| is_set.then_some(setting))
@@ -905,7 +972,15 @@ fn timing(config: &Config) -> quorate_gossip::Timing {
     } else {
         quorate_gossip::Timing::lan()
     };
-    let gossip = &config.gossip_lan;
+    tuned(profile, &config.gossip_lan, !config.disable_coordinates)
+}
+
+/// A profile with what is configured of it.
+pub(crate) fn tuned(
+    profile: quorate_gossip::Timing,
+    gossip: &crate::config::Gossip,
+    coordinates: bool,
+) -> quorate_gossip::Timing {
     quorate_gossip::Timing {
         gossip_node_count: gossip.gossip_nodes as usize,
         gossip_interval: gossip.gossip_interval,
@@ -914,7 +989,8 @@ fn timing(config: &Config) -> quorate_gossip::Timing {
         retransmit_mult: gossip.retransmit_mult,
         suspicion_mult: gossip.suspicion_mult,
         reconnect_timeout: gossip.reconnect_timeout,
-        coordinates: !config.disable_coordinates,
+        allowed_cidrs: gossip.allowed_cidrs.clone(),
+        coordinates,
         ..profile
     }
 }
@@ -974,20 +1050,11 @@ fn tags(config: &Config, id: NodeId, rpc_port: u16) -> BTreeMap<String, String> 
     tags
 }
 
-fn http_config(config: &Config) -> Result<HttpConfig, String> {
-    let cidr = |text: &String| {
-        text.parse()
-            .map_err(|err| format!("http_config.allow_write_http_from: {err}"))
-    };
+fn http_config(config: &Config) -> HttpConfig {
     let defaults = HttpConfig::default();
-    Ok(HttpConfig {
+    HttpConfig {
         block_endpoints: config.http.block_endpoints.clone(),
-        allow_write_http_from: config
-            .http
-            .allow_write_http_from
-            .iter()
-            .map(cidr)
-            .collect::<Result<_, _>>()?,
+        allow_write_http_from: config.http.allow_write_http_from.clone(),
         response_headers: config.http.response_headers.clone().into_iter().collect(),
         header_len_bytes_max: match config.http.max_header_bytes {
             0 => defaults.header_len_bytes_max,
@@ -1010,7 +1077,7 @@ fn http_config(config: &Config) -> Result<HttpConfig, String> {
             crate::config::AclPolicy::Allow => "allow",
             crate::config::AclPolicy::Deny => "deny",
         },
-    })
+    }
 }
 
 /// An error with its sources: what was attempted, and why it failed.

@@ -8,7 +8,9 @@
 
 use crate::coordinates::{self, Pending};
 use crate::evaluations::Evaluations;
+use crate::metrics::apply_metric;
 use crate::sessions::SessionTimers;
+use crate::telemetry::{Telemetry, metric};
 use crate::{keyring, wan};
 use futures::future::{Either, select};
 use quorate_gossip::Gossip;
@@ -81,6 +83,7 @@ pub struct Router<R: RaftRt> {
     pending_coordinates: Arc<Pending>,
     sessions: SessionTimers,
     evaluations: Evaluations,
+    telemetry: Telemetry,
 }
 
 /// The pools as the router needs them; absent until gossip has started.
@@ -160,6 +163,7 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl<R: RaftRt> Router<R> {
     pub fn new(rt: R, datacenter: &str, role: Role<R>, members: MembersView<R>, hold_timeout: Duration) -> Self {
         Self {
+            telemetry: Telemetry::new(rt.wall_now()),
             rt,
             datacenter: datacenter.into(),
             role,
@@ -171,6 +175,10 @@ impl<R: RaftRt> Router<R> {
         }
     }
 
+    /// What this agent measured.
+    pub(crate) fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
     /// How long sessions last, kept while this server leads.
     pub fn session_timers(&self) -> &SessionTimers {
         &self.sessions
@@ -357,6 +365,7 @@ impl<R: RaftRt> Router<R> {
         let Role::Server(replica) = &self.role else {
             return Response::Failed(CallError::Failed("this agent is no server".to_owned()));
         };
+        self.telemetry.count(metric("rpc.request", &[]), 1);
         let response = match request {
             Request::Read(request) => self.read_here(replica, request).await.map(Response::Read),
             Request::Write(request) => self.write_here(replica, request).await.map(Response::Write),
@@ -428,6 +437,7 @@ impl<R: RaftRt> Router<R> {
         mut timeout: Duration,
         patience: Patience,
     ) -> Result<Response, CallError> {
+        self.telemetry.count(metric("client.rpc", &[]), 1);
         // What changes something must not happen twice.
         let is_write = matches!(request, Request::Write(_) | Request::Keyring { .. });
         let started_at = self.rt.now();
@@ -472,6 +482,7 @@ impl<R: RaftRt> Router<R> {
                     }
                     Err(CallFailure::Unknown(reason)) if is_write => return Err(CallError::Unknown(reason)),
                     Err(failure) => {
+                        self.telemetry.count(metric("client.rpc.failed", &[]), 1);
                         tracing::debug!(%server, %address, %failure, "server did not answer, trying another");
                         last_failure = Some(failure);
                     }
@@ -603,7 +614,10 @@ impl<R: RaftRt> Router<R> {
             let seen = replica.leadership_version();
             let status = replica.standing();
             if status.is_leader {
-                match replica.write(&request.command).await {
+                let began_at = self.rt.now();
+                let written = replica.write(&request.command).await;
+                self.measure_write(&request.command, began_at, written.is_ok());
+                match written {
                     Ok((_, outcome)) => return Ok(outcome),
                     Err(WriteError::NotLeader { .. } | WriteError::NoLeader) => {}
                     Err(WriteError::Unknown(reason)) => return Err(CallError::Unknown(reason)),
@@ -635,6 +649,17 @@ impl<R: RaftRt> Router<R> {
         }
     }
 
+    fn measure_write(&self, command: &Command, began_at: Instant, is_committed: bool) {
+        self.telemetry.count(metric("raft.apply", &[]), 1);
+        if !is_committed {
+            return;
+        }
+        let took = self.rt.now() - began_at;
+        self.telemetry.timer(metric("raft.commitTime", &[])).observe(took);
+        if let Some(name) = apply_metric(command) {
+            self.telemetry.timer(metric(name, &[])).observe(took);
+        }
+    }
     /// The leader renews, once a quorum has confirmed it since the request came: a deposed one would promise a time that
     /// its successor does not know of.
     async fn renew_here(&self, replica: &Replica<R>, id: Uuid, hops: u8) -> Result<Option<Arc<Session>>, CallError> {

@@ -170,6 +170,10 @@ impl SessionTimers {
         timers.renew(rt.now(), &session).then_some(session)
     }
 
+    /// Sessions with a time to live, while this server leads.
+    pub fn count(&self) -> usize {
+        locked(&self.timers).sessions.len()
+    }
     /// Times sessions and lock-delays, all of them from the start, and ends what passes. For as long as this server leads.
     pub async fn keep<R: RaftRt>(self, rt: R, replica: Replica<R>) {
         *locked(&self.timers) = Timers::default();

@@ -54,6 +54,7 @@ pub(crate) async fn member(rt: &TokioRt, n: u8, server_port: Option<u16>) -> Gos
         timing: Timing::local(),
         pool: "lan",
         encryption: None,
+        past: quorate_gossip::Past::default(),
     };
     Gossip::start(rt.clone(), config).await.expect("start a member")
 }

@@ -5,8 +5,8 @@
 //! Not here: the LAN pool (`node`), forwarding of requests to other datacenters (`router`).
 
 use crate::config::Config;
-use crate::node::{Agent, StartError};
-use quorate_gossip::{Encryption, Gossip, GossipConfig, Timing};
+use crate::node::{Agent, StartError, tuned};
+use quorate_gossip::{Encryption, Gossip, GossipConfig, Past, Timing};
 use quorate_replica::RaftRt;
 use quorate_rt::Rt;
 use quorate_types::{Member, MemberStatus, NodeId};
@@ -33,6 +33,7 @@ pub(crate) async fn start<R: Rt>(
     node_id: NodeId,
     tags: BTreeMap<String, String>,
     encryption: Option<Encryption>,
+    past: Past,
 ) -> Result<Option<Gossip<R>>, StartError> {
     let Some(bind) = config.serf_wan_bind.filter(|_| config.server) else {
         return Ok(None);
@@ -44,27 +45,13 @@ pub(crate) async fn start<R: Rt>(
         bind,
         advertise: config.advertise_addr_wan,
         tags,
-        timing: timing(config),
+        timing: tuned(Timing::wan(), &config.gossip_wan, !config.disable_coordinates),
         pool: "wan",
         encryption,
+        past,
     };
     let wan = Gossip::start(rt.clone(), wan).await.map_err(StartError::Gossip)?;
     Ok(Some(wan))
-}
-
-fn timing(config: &Config) -> Timing {
-    let gossip = &config.gossip_wan;
-    Timing {
-        gossip_node_count: gossip.gossip_nodes as usize,
-        gossip_interval: gossip.gossip_interval,
-        probe_interval: gossip.probe_interval,
-        probe_timeout: gossip.probe_timeout,
-        retransmit_mult: gossip.retransmit_mult,
-        suspicion_mult: gossip.suspicion_mult,
-        reconnect_timeout: gossip.reconnect_timeout,
-        coordinates: !config.disable_coordinates,
-        ..Timing::wan()
-    }
 }
 
 /// Datacenters that have a live server, ours first, the others by name.
@@ -147,6 +134,33 @@ mod tests {
             missing(&lan, &[member(1, "dc1", &server)]),
             ["10.0.0.2:8302".parse().expect("an address")]
         );
+    }
+
+    #[test]
+    fn every_configured_number_of_a_pool_takes_effect() {
+        let gossip = crate::config::Gossip {
+            gossip_nodes: 5,
+            gossip_interval: Duration::from_millis(1),
+            probe_interval: Duration::from_millis(2),
+            probe_timeout: Duration::from_millis(3),
+            retransmit_mult: 6,
+            suspicion_mult: 7,
+            reconnect_timeout: Duration::from_secs(9 * 3600),
+            allowed_cidrs: vec!["10.0.0.0/8".parse().expect("a block")],
+        };
+        let expected = Timing {
+            gossip_node_count: 5,
+            gossip_interval: Duration::from_millis(1),
+            probe_interval: Duration::from_millis(2),
+            probe_timeout: Duration::from_millis(3),
+            retransmit_mult: 6,
+            suspicion_mult: 7,
+            reconnect_timeout: Duration::from_secs(9 * 3600),
+            allowed_cidrs: gossip.allowed_cidrs.clone(),
+            coordinates: true,
+            ..Timing::wan()
+        };
+        assert_eq!(tuned(Timing::wan(), &gossip, true), expected);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The tasks and the handle.
 
+use crate::counts::{Counts, Traffic};
 use crate::errors::{ForceLeaveError, JoinError, StartError, StreamError};
 use crate::events::{MemberEvent, MemberEvents, Subscribers};
 use crate::keyring::{Encryption, Guard, KeyringAnswer, RefusedCause, keys_of};
@@ -17,10 +18,11 @@ use quorate_wire::events::{PAYLOAD_OVERHEAD_LEN_BYTES, decode_payload, decode_st
 use quorate_wire::gossip::{KeyringRequest, StreamMessage, Unreadable};
 use quorate_wire::keyring::RingKey;
 use quorate_wire::seal::Direction;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
@@ -58,6 +60,16 @@ pub struct GossipConfig {
     pub pool: &'static str,
     /// `None`: everything is plaintext.
     pub encryption: Option<Encryption>,
+    /// Of earlier lives of this member: this one begins above, wherever the wall clock is now.
+    pub past: Past,
+}
+
+/// What a member has used at most: what was recorded of it is no newer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    pub incarnation: u64,
+    /// The pool's time in milliseconds, which sealed packets carry; 0 without encryption.
+    pub time_ms: u64,
 }
 
 /// One member of a pool. Clones are handles of the same member.
@@ -101,7 +113,7 @@ struct Shared<R: Rt> {
     leave: Notify,
     inbound: Arc<Semaphore>,
     outbound: Arc<Semaphore>,
-    malformed_count: AtomicU64,
+    traffic: Traffic,
 }
 
 struct Core {
@@ -114,6 +126,8 @@ struct Core {
     members: Option<Arc<Vec<Member>>>,
     events: EventMachine,
     listeners: Listeners,
+    /// Of members and of packets that were dropped.
+    counts: Counts,
 }
 
 /// The mark and the length of a payload among a packet's messages.
@@ -144,6 +158,7 @@ impl Core {
     fn push_packet(&mut self, to: SocketAddr, messages: Vec<Message>) {
         if self.packets.len() >= PACKET_COUNT_MAX {
             self.packets.pop_front();
+            self.counts.packets_dropped += 1;
         }
         self.packets.push_back((to, messages));
     }
@@ -182,11 +197,17 @@ impl<R: Rt> Gossip<R> {
             datacenter: config.datacenter,
             tags: config.tags,
         };
-        let incarnation = Incarnation(rt.wall_now().as_millis());
+        let incarnation = Incarnation(rt.wall_now().as_millis().max(config.past.incarnation.saturating_add(1)));
         let rng = rt.rng(&format!("gossip.{pool}"));
         let (stream_timeout, leave_timeout) = (config.timing.stream_timeout, config.timing.leave_timeout);
         let events = EventMachine::new(config.id, address, rt.rng(&format!("gossip.{pool}.events")));
-        let guard = Guard::new(rt.clone(), pool, config.encryption, config.timing.member_count_max);
+        let guard = Guard::new(
+            rt.clone(),
+            pool,
+            config.encryption,
+            config.past,
+            config.timing.member_count_max,
+        );
         let swim =
             Swim::new(config.timing, me, incarnation, rng, rt.now()).map_err(|err| StartError::Member { pool, err })?;
         let shared = Arc::new(Shared {
@@ -204,6 +225,7 @@ impl<R: Rt> Gossip<R> {
                 members: None,
                 events,
                 listeners: Listeners::default(),
+                counts: Counts::default(),
             }),
             tasks: Mutex::default(),
             timer: Notify::new(),
@@ -211,7 +233,7 @@ impl<R: Rt> Gossip<R> {
             leave: Notify::new(),
             inbound: Arc::new(Semaphore::new(INBOUND_STREAM_COUNT_MAX)),
             outbound: Arc::new(Semaphore::new(OUTBOUND_STREAM_COUNT_MAX)),
-            malformed_count: AtomicU64::new(0),
+            traffic: Traffic::default(),
             rt,
         });
         // The sockets are the tasks' alone, so that they close when the tasks end.
@@ -346,6 +368,36 @@ impl<R: Rt> Gossip<R> {
     pub fn reachability(&self) -> Reachability {
         self.handle.shared.core().swim.reachability()
     }
+    /// What was used so far. Kept on disk it is the `past` of the next life.
+    pub fn past(&self) -> Past {
+        let shared = &self.handle.shared;
+        let core = shared.core();
+        let own = core.swim.belief(core.swim.me().id);
+        let incarnation = own.map_or(0, |(_, incarnation)| incarnation.0);
+        drop(core);
+        Past {
+            incarnation,
+            time_ms: shared.guard.pool_time(),
+        }
+    }
+    /// What was counted since the start.
+    pub fn counts(&self) -> Counts {
+        let shared = &self.handle.shared;
+        let core = shared.core();
+        let counts = Counts {
+            swim: core.swim.counters(),
+            events: core.events.counters(),
+            ..core.counts
+        };
+        drop(core);
+        shared.traffic.add_to(counts)
+    }
+    /// News of members, events and queries that wait to be passed on.
+    pub fn queued_counts(&self) -> (usize, usize, usize) {
+        let core = self.handle.shared.core();
+        let (events, queries) = core.events.queued_counts();
+        (core.swim.broadcast_count(), events, queries)
+    }
     /// The `serf_lan` and `serf_wan` of `/v1/agent/self`.
     pub fn stats(&self) -> BTreeMap<String, String> {
         let core = self.handle.shared.core();
@@ -363,6 +415,7 @@ impl<R: Rt> Gossip<R> {
             .coordinates()
             .map_or(0, |coordinates| coordinates.reset_count());
         drop(core);
+        let refused = self.refused_counts();
         [
             ("members", members.to_string()),
             ("failed", failed.to_string()),
@@ -380,10 +433,10 @@ impl<R: Rt> Gossip<R> {
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))
         // Consul tells nothing of these. A cause that never occurred is not among them, so the sum always is.
-        .chain([("refused".to_owned(), self.malformed_count().to_string())])
+        .chain([("refused".to_owned(), refused.values().sum::<u64>().to_string())])
         .chain(
-            self.refused_counts()
-                .into_iter()
+            refused
+                .iter()
                 .map(|(cause, count)| (format!("refused_{cause}"), count.to_string())),
         )
         .collect()
@@ -392,11 +445,8 @@ impl<R: Rt> Gossip<R> {
     pub fn health_score(&self) -> u32 {
         self.handle.shared.core().swim.health_score()
     }
-    /// Packets and frames of peers that could not be read.
-    pub fn malformed_count(&self) -> u64 {
-        self.handle.shared.malformed_count.load(Ordering::Relaxed)
-    }
-    /// The same by cause, with what was readable and refused: plaintext, unknown keys, what was sent again, ...
+    /// What was refused of peers since the start, by the words of [`RefusedCause`]: what could not be read, may not be
+    /// believed, or is too much.
     pub fn refused_counts(&self) -> BTreeMap<&'static str, u64> {
         self.handle.shared.guard.refused_counts()
     }
@@ -528,7 +578,13 @@ impl<R: Rt> Shared<R> {
         let mut core = self.core();
         // Read under the lock: the state machine's time never goes back.
         let now = self.rt.now();
+        let dropped_before = core.swim.counters().broadcasts_dropped;
         let result = call(&mut core, now);
+        let dropped = core.swim.counters().broadcasts_dropped - dropped_before;
+        if dropped > 0 {
+            let what = "more news of members than can be passed on";
+            self.guard.refuse_many(RefusedCause::Flooded, dropped, &what);
+        }
         while let Some(output) = core.swim.poll_output() {
             match output {
                 Output::Packet { to, mut messages } => {
@@ -583,10 +639,9 @@ impl<R: Rt> Shared<R> {
                     }
                     EventMessage::Event(_) | EventMessage::Query(_) => true,
                 });
-                core.events.handle_messages(now, messages);
+                self.watch_events(core, from, |events| events.handle_messages(now, messages));
             }
             Err(err) => {
-                self.malformed_count.fetch_add(1, Ordering::Relaxed);
                 self.guard.refuse(RefusedCause::Malformed, from, &err);
             }
         }
@@ -594,10 +649,34 @@ impl<R: Rt> Shared<R> {
     /// What a peer's half of an exchange says about events. A member that joins is not told of those before.
     fn hear_state(&self, core: &mut Core, from: SocketAddr, payload: &[u8], is_join: bool) {
         match decode_state(payload) {
-            Ok(theirs) => core.events.handle_state(theirs, is_join),
+            Ok(theirs) => self.watch_events(core, from, |events| events.handle_state(theirs, is_join)),
             Err(err) => {
-                self.malformed_count.fetch_add(1, Ordering::Relaxed);
                 self.guard.refuse(RefusedCause::Malformed, from, &err);
+            }
+        }
+    }
+    /// Counts and tells what the events' state machine refuses of a peer.
+    fn watch_events(&self, core: &mut Core, from: SocketAddr, hear: impl FnOnce(&mut EventMachine)) {
+        let before = core.events.counters();
+        hear(&mut core.events);
+        let after = core.events.counters();
+        for (cause, before, after, what) in [
+            (
+                RefusedCause::MalformedEvent,
+                before.malformed,
+                after.malformed,
+                "an event or a query that cannot be",
+            ),
+            (
+                RefusedCause::Flooded,
+                before.dropped,
+                after.dropped,
+                "more events and queries than can be passed on",
+            ),
+        ] {
+            if after > before {
+                self.guard
+                    .refuse_many(cause, after - before, &format_args!("{what} (from {from})"));
             }
         }
     }
@@ -656,8 +735,9 @@ impl<R: Rt> Shared<R> {
                 return self.trace(format_args!("{pool} cleared {member} {incarnation}"));
             }
             Event::Refuted { incarnation } => {
-                // A pool that calls us dead is worth a look; a refutation settles it.
-                debug!(pool, %incarnation, "refuted what others think of this member");
+                let what =
+                    format_args!("others thought ill of this member, or spoke for it: incarnation {incarnation}");
+                self.guard.refuse_many(RefusedCause::Refuted, 1, &what);
                 return self.trace(format_args!("{pool} refuted {incarnation}"));
             }
             Event::Conflict {
@@ -666,14 +746,28 @@ impl<R: Rt> Shared<R> {
                 claimant,
                 claimant_address,
             } => {
-                warn!(pool, %name, %holder, %claimant, %claimant_address, "two members claim one name or id");
+                let what = format_args!(
+                    "two members claim the name {name} or its id: {claimant} at {claimant_address} does not get it from {holder}"
+                );
+                self.guard.refuse_many(RefusedCause::NameConflict, 1, &what);
                 return self.trace(format_args!("{pool} conflict {name} {holder} {claimant}"));
             }
             Event::WrongDatacenter { name, datacenter } => {
-                return debug!(pool, %name, %datacenter, "refused a member of another datacenter");
+                let what = format_args!("member {name} is of another datacenter, {datacenter}");
+                return self.guard.refuse_many(RefusedCause::WrongDatacenter, 1, &what);
             }
-            Event::Full { refused } => return warn!(pool, %refused, "refused a member: the pool is full"),
-            Event::Malformed { from, reason } => return debug!(pool, %from, %reason, "refused a member's description"),
+            Event::NotAllowed { name, address } => {
+                let what = format_args!(
+                    "member {name}: {} is not in the allowed blocks of addresses",
+                    address.ip()
+                );
+                return self.guard.refuse_many(RefusedCause::NotAllowed, 1, &what);
+            }
+            Event::Full { refused } => {
+                let what = format_args!("no room for member {refused}: the pool is full");
+                return self.guard.refuse_many(RefusedCause::Full, 1, &what);
+            }
+            Event::Malformed { from, reason } => return self.guard.refuse(RefusedCause::Malformed, from, &reason),
             Event::StreamOnly { member } => {
                 return warn!(pool, %member, "reached over a stream, but not by datagrams: is UDP let through?");
             }
@@ -696,10 +790,22 @@ impl<R: Rt> Shared<R> {
                 info!(pool, %member, "datagrams reach this member again");
                 return self.trace(format_args!("{pool} link {member} mended"));
             }
-            Event::Implausible { member, reason } => return debug!(pool, %member, %reason, "refused a coordinate"),
+            Event::Implausible { member, reason } => {
+                let what = format_args!("the coordinate of member {member}: {reason}");
+                return self.guard.refuse_many(RefusedCause::Implausible, 1, &what);
+            }
             Event::LeaveSent => return self.leave.notify_waiters(),
         };
         core.members = None;
+        let counts = &mut core.counts;
+        let count = match &event {
+            MemberEvent::Joined(_) => &mut counts.joined,
+            MemberEvent::Updated(_) => &mut counts.updated,
+            MemberEvent::Failed(_) => &mut counts.failed,
+            MemberEvent::Left(_) => &mut counts.left,
+            MemberEvent::Reaped(_) | MemberEvent::Resync => &mut counts.reaped,
+        };
+        *count += 1;
         if let MemberEvent::Joined(member)
         | MemberEvent::Updated(member)
         | MemberEvent::Failed(member)
@@ -732,12 +838,12 @@ impl<R: Rt> Shared<R> {
         let mut buffer = [0; GOSSIP_PACKET_LEN_BYTES_MAX + 1];
         loop {
             match udp.recv_from(&mut buffer).await {
-                Ok((len, from)) => match self.guard.open_packet(from, &mut buffer[..len]) {
-                    Some(messages) => self.apply(|swim, now| swim.handle_packet(now, from, messages)),
-                    None => {
-                        self.malformed_count.fetch_add(1, Ordering::Relaxed);
+                Ok((len, from)) => {
+                    self.traffic.count_received(len);
+                    if let Some(messages) = self.guard.open_packet(from, &mut buffer[..len]) {
+                        self.apply(|swim, now| swim.handle_packet(now, from, messages));
                     }
-                },
+                }
                 Err(err) => {
                     warn!(pool = self.pool, %err, "receive a packet");
                     self.rt.sleep(SOCKET_ERROR_DELAY).await;
@@ -760,8 +866,9 @@ impl<R: Rt> Shared<R> {
             };
             let packet = self.guard.packet(&messages);
             debug_assert!(packet.len() <= GOSSIP_PACKET_LEN_BYTES_MAX, "swim counts what fits");
-            if let Err(err) = udp.send_to(&packet, to).await {
-                debug!(pool = self.pool, %to, %err, "send a packet");
+            match udp.send_to(&packet, to).await {
+                Ok(()) => self.traffic.count_sent(packet.len()),
+                Err(err) => debug!(pool = self.pool, %to, %err, "send a packet"),
             }
         }
     }
@@ -789,6 +896,7 @@ impl<R: Rt> Shared<R> {
             let permit = permit.expect("the semaphore is never closed");
             match listener.accept().await {
                 Ok((stream, from)) => {
+                    self.traffic.streams_accepted.fetch_add(1, Ordering::Relaxed);
                     let shared = Arc::clone(&self);
                     self.spawn_stream("gossip.serve", permit, async move {
                         let timeout = shared.stream_timeout;
@@ -852,12 +960,22 @@ impl<R: Rt> Shared<R> {
                 return;
             }
         };
-        self.malformed_count.fetch_add(1, Ordering::Relaxed);
         self.guard.refuse(cause, from, err);
     }
+    async fn exchange(
+        &self,
+        to: SocketAddr,
+        timeout: Duration,
+        message: StreamMessage,
+    ) -> Result<StreamMessage, StreamError> {
+        self.traffic.streams_opened.fetch_add(1, Ordering::Relaxed);
+        exchange(&self.rt, &self.guard, to, timeout, message).await
+    }
     async fn ask_keyring(&self, to: SocketAddr, request: KeyringRequest) -> Result<Vec<RingKey>, String> {
-        let request = StreamMessage::Keyring(request);
-        match exchange(&self.rt, &self.guard, to, self.stream_timeout, request).await {
+        match self
+            .exchange(to, self.stream_timeout, StreamMessage::Keyring(request))
+            .await
+        {
             Ok(StreamMessage::KeyringReply(reply)) => keys_of(reply),
             Ok(_) => Err(StreamError::Unexpected.to_string()),
             Err(err) => Err(err.to_string()),
@@ -885,7 +1003,7 @@ impl<R: Rt> Shared<R> {
                 deadline_at,
             } => self.spawn_stream("gossip.probe", permit, async move {
                 let timeout = deadline_at - shared.rt.now();
-                let answer = exchange(&shared.rt, &shared.guard, to, timeout, StreamMessage::Ping { target }).await;
+                let answer = shared.exchange(to, timeout, StreamMessage::Ping { target }).await;
                 let is_answered = matches!(answer, Ok(StreamMessage::Ack { target: acked }) if acked == target);
                 shared.apply(|swim, now| swim.handle_stream_probe(now, sequence, is_answered));
             }),
@@ -898,7 +1016,7 @@ impl<R: Rt> Shared<R> {
             ours.payload = encode_state(&core.events.state());
             StreamMessage::PushPull(ours)
         };
-        match exchange(&self.rt, &self.guard, to, self.stream_timeout, ours).await? {
+        match self.exchange(to, self.stream_timeout, ours).await? {
             StreamMessage::PushPull(mut theirs) => {
                 self.call(|core, now| {
                     let payload = std::mem::take(&mut theirs.payload);

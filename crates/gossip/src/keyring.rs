@@ -10,6 +10,7 @@
 //! plaintext once there is a ring, whatever the switches say.
 //! Not here: how bytes are sealed (`wire::seal`), the ring's rules (`wire::keyring`), where the file is (`agent`).
 
+use crate::driver::Past;
 use crate::errors::StreamError;
 use futures::future::BoxFuture;
 use quorate_rt::{Rng, Rt};
@@ -97,6 +98,21 @@ pub enum RefusedCause {
     Reflected,
     Unsynced,
     Malformed,
+    /// Members that claim the name or id of another.
+    NameConflict,
+    WrongDatacenter,
+    /// Members at, or news from, addresses outside of the allowed blocks.
+    NotAllowed,
+    /// Members for whom there is no room.
+    Full,
+    /// A wrong word about this member, or in its name: it was refuted.
+    Refuted,
+    /// Coordinates and round trips that cannot be.
+    Implausible,
+    /// More news of members, or more user events and queries, than can be passed on: the oldest were dropped.
+    Flooded,
+    /// User events and queries that are too long, nameless, or at a time that cannot be.
+    MalformedEvent,
 }
 
 impl RefusedCause {
@@ -111,6 +127,14 @@ impl RefusedCause {
             Self::Reflected => "reflected",
             Self::Unsynced => "unsynced",
             Self::Malformed => "malformed",
+            Self::NameConflict => "name_conflict",
+            Self::WrongDatacenter => "wrong_datacenter",
+            Self::NotAllowed => "not_allowed",
+            Self::Full => "full",
+            Self::Refuted => "refuted",
+            Self::Implausible => "implausible",
+            Self::Flooded => "flooded",
+            Self::MalformedEvent => "malformed_event",
         }
     }
     /// Networks duplicate packets and misdeliver some, and a starting member knows no time yet: no operator need act.
@@ -138,9 +162,9 @@ struct Refused {
 }
 
 impl Refused {
-    /// Counts one more. How many the log is to tell of; `None`: it told of this cause not long ago.
-    fn count(&mut self, now: Instant) -> Option<u64> {
-        self.count += 1;
+    /// Counts so many more. How many the log is to tell of; `None`: it told of this cause not long ago.
+    fn count(&mut self, now: Instant, count: u64) -> Option<u64> {
+        self.count += count;
         let is_recent = self.told_at.is_some_and(|told_at| now < told_at + REFUSED_LOG_INTERVAL);
         if is_recent {
             return None;
@@ -189,11 +213,17 @@ impl Sealing {
 }
 
 impl<R: Rt> Guard<R> {
-    pub(crate) fn new(rt: R, pool: &'static str, encryption: Option<Encryption>, member_count_max: usize) -> Self {
+    pub(crate) fn new(
+        rt: R,
+        pool: &'static str,
+        encryption: Option<Encryption>,
+        past: Past,
+        member_count_max: usize,
+    ) -> Self {
         let sealing = encryption.map(|encryption| {
             let mut start_id = [0; 16];
             rt.rng(&format!("gossip.{pool}.start-id")).fill_bytes(&mut start_id);
-            let (wall_ms, now) = (rt.wall_now().as_millis(), rt.now());
+            let (wall_ms, now) = (rt.wall_now().as_millis().max(past.time_ms), rt.now());
             let seal = Seal::new(encryption.keyring, StartId(start_id), wall_ms, now, member_count_max);
             Sealing {
                 seal: Mutex::new(seal),
@@ -215,6 +245,11 @@ impl<R: Rt> Guard<R> {
     pub(crate) fn is_encrypted(&self) -> bool {
         self.sealing.is_some()
     }
+    /// 0 without encryption.
+    pub(crate) fn pool_time(&self) -> u64 {
+        let sealing = self.sealing.as_ref();
+        sealing.map_or(0, |sealing| sealing.seal().pool_time(self.rt.now()))
+    }
     fn refuses_plaintext(&self) -> bool {
         self.sealing.as_ref().is_some_and(|sealing| sealing.verify_incoming)
     }
@@ -222,16 +257,20 @@ impl<R: Rt> Guard<R> {
     // What was refused.
 
     pub(crate) fn refuse(&self, cause: RefusedCause, from: SocketAddr, err: &dyn fmt::Display) {
+        self.refuse_many(cause, 1, &format_args!("{err} (from {from})"));
+    }
+    /// What has no one sender, or came so often.
+    pub(crate) fn refuse_many(&self, cause: RefusedCause, count: u64, what: &dyn fmt::Display) {
         let now = self.rt.now();
         let mut refused = self.refused.lock().expect("no holder panics");
-        let Some(count) = refused.entry(cause).or_default().count(now) else {
+        let Some(count) = refused.entry(cause).or_default().count(now, count) else {
             return;
         };
         let (pool, word) = (self.pool, cause.as_str());
         if cause.is_ordinary() {
-            debug!(pool, %from, cause = word, count, %err, "refused what a peer sent");
+            debug!(pool, cause = word, count, %what, "refused what a peer sent");
         } else {
-            warn!(pool, %from, cause = word, count, %err, "refused what a peer sent");
+            warn!(pool, cause = word, count, %what, "refused what a peer sent");
         }
     }
     pub(crate) fn refused_counts(&self) -> BTreeMap<&'static str, u64> {
@@ -494,12 +533,12 @@ mod tests {
     fn the_log_tells_of_a_cause_once_in_a_while_and_how_often_it_was() {
         let mut refused = Refused::default();
         let at = Instant::from_millis;
-        assert_eq!(refused.count(at(5)), Some(1));
+        assert_eq!(refused.count(at(5), 1), Some(1));
         for millis in 6..1000 {
-            assert_eq!(refused.count(at(millis)), None);
+            assert_eq!(refused.count(at(millis), 1), None);
         }
-        assert_eq!(refused.count(at(30_004)), None);
-        assert_eq!(refused.count(at(30_005)), Some(996));
-        assert_eq!(refused.count, 997);
+        assert_eq!(refused.count(at(30_004), 1), None);
+        assert_eq!(refused.count(at(30_005), 4), Some(999));
+        assert_eq!(refused.count, 1000);
     }
 }

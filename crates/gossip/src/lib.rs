@@ -7,6 +7,7 @@
 //! tasks end with `stop`, or when the last [`Gossip`] is dropped.
 //! Not here: any rule of the protocol (`swim`, `user-events`), bytes (`wire::gossip`), what the agent makes of members.
 
+mod counts;
 mod driver;
 mod errors;
 mod events;
@@ -14,7 +15,8 @@ mod keyring;
 mod streams;
 mod user_events;
 
-pub use driver::{Gossip, GossipConfig};
+pub use counts::Counts;
+pub use driver::{Gossip, GossipConfig, Past};
 pub use errors::{ForceLeaveError, JoinError, StartError, StreamError};
 pub use events::{MemberEvent, MemberEvents};
 pub use keyring::{Encryption, KeyringAnswer, KeyringKeeper, NotKept, RefusedCause};

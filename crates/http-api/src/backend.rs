@@ -11,6 +11,7 @@
 //!
 //! Not here: routes, JSON shapes and status codes (`routes`, `json`, `errors`).
 
+use crate::metrics::Metrics;
 use quorate_store::{Answer, Command, Consistency, Outcome, Query};
 use quorate_types::{
     Check, CheckDefinition, CheckStatus, Member, ModifyIndex, NodeCoordinate, NodeId, Service, ServiceDefinition,
@@ -287,6 +288,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// Asks every live member of the LAN pool whom it cannot reach; answers after `timeout` at the latest.
     fn reachability(&self, timeout: Duration) -> impl Future<Output = Result<Reachability, LocalError>> + Send;
+
+    /// What was measured of late.
+    fn metrics(&self) -> Metrics;
+    /// A request to an endpoint was answered, after so long. Costs next to nothing.
+    fn observe_request(&self, method: &str, endpoint: &'static str, took: Duration);
 
     /// Local services by id. Their indexes are 0.
     fn services(&self) -> Vec<Arc<Service>>;

@@ -14,6 +14,7 @@ use quorate_rt::Rt;
 use quorate_store::Consistency;
 use serde::Serialize;
 use serde_json::ser::PrettyFormatter;
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ pub const X_CONSUL_EFFECTIVE_CONSISTENCY: HeaderName = HeaderName::from_static("
 pub const X_CONSUL_CONTENT_HASH: HeaderName = HeaderName::from_static("x-consul-contenthash");
 pub const X_CONSUL_REASON: HeaderName = HeaderName::from_static("x-consul-reason");
 pub const X_CONSUL_TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 pub const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 pub const BARE_TEXT: HeaderValue = HeaderValue::from_static("text/plain");
@@ -37,6 +39,8 @@ pub struct Call {
     pub params: Params,
     pub headers: HeaderMap,
     pub pretty: bool,
+    /// Who is connected.
+    pub peer: Option<IpAddr>,
     /// In a mutex that is never locked: a body cannot be shared between threads, and a call is.
     pub body: Mutex<Body>,
 }
@@ -49,6 +53,13 @@ impl Call {
         } else {
             Ok(&self.rest)
         }
+    }
+
+    /// Whom the request is from: the first of `X-Forwarded-For` (Consul believes it too), or who is connected.
+    pub fn source(&self) -> Option<IpAddr> {
+        let forwarded = self.headers.get(X_FORWARDED_FOR).and_then(|value| value.to_str().ok());
+        let first = forwarded.and_then(|forwarded| forwarded.split(',').next()?.trim().parse::<IpAddr>().ok());
+        first.or(self.peer).map(|ip| ip.to_canonical())
     }
 
     /// The ACL token the request was made with; empty: none.
@@ -228,6 +239,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_request_is_from_who_a_proxy_says_or_who_is_connected() {
+        let source = |forwarded: &'static str| {
+            let header = (X_FORWARDED_FOR, HeaderValue::from_static(forwarded));
+            let call = Call {
+                rest: String::new(),
+                params: Params::parse(""),
+                headers: HeaderMap::from_iter([header]),
+                pretty: false,
+                peer: Some(IpAddr::from([10, 0, 0, 9])),
+                body: Mutex::default(),
+            };
+            call.source().expect("somebody is connected").to_string()
+        };
+        assert_eq!(source("10.0.0.1, 10.0.0.2"), "10.0.0.1");
+        assert_eq!(source("::ffff:10.0.0.3"), "10.0.0.3");
+        assert_eq!(source("unknown, 10.0.0.2"), "10.0.0.9");
+    }
+
+    #[test]
     fn a_token_is_taken_from_parameter_header_and_bearer_in_this_order() {
         let token = |query: &str, headers: &[(HeaderName, &'static str)]| {
             let headers = headers
@@ -238,6 +268,7 @@ mod tests {
                 params: Params::parse(query),
                 headers: headers.collect(),
                 pretty: false,
+                peer: None,
                 body: Mutex::default(),
             };
             call.token().to_owned()

@@ -11,10 +11,11 @@ use bytes::Bytes;
 use http::StatusCode;
 use quorate_rt::Rt;
 use quorate_store::{Answer, Query, fold};
-use quorate_types::{Coordinate, ModifyIndex, NodeCoordinate};
+use quorate_types::{Coordinate, ModifyIndex, Node, NodeCoordinate};
 use serde::Serialize;
 use serde::ser::{SerializeStruct as _, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// What every endpoint here answers where coordinates are switched off, as Consul's.
@@ -99,6 +100,25 @@ pub async fn update<R: Rt, B: Backend>(api: Api<R, B>, mut call: Call) -> Result
     Ok(Reply::empty())
 }
 
+/// The node whose address the request came from, or came from in the words of a proxy.
+async fn node_at<R: Rt, B: Backend>(
+    api: &Api<R, B>,
+    call: &Call,
+    options: &ReadOptions,
+) -> Result<Option<String>, Failure> {
+    let Some(source) = call.source() else {
+        return Ok(None);
+    };
+    let query = Query::Nodes { node_meta: Vec::new() };
+    let nodes = answer!(api.discover(call, query, options).await?.answer, Answer::Nodes);
+    let is_there = |node: &&Arc<Node>| {
+        node.address
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.to_canonical() == source)
+    };
+    Ok(nodes.iter().find(is_there).map(|node| node.name.clone()))
+}
+
 /// `?near=`: the nearest first, those of no known distance last; otherwise in the order they come in. An unknown node, and
 /// one of another datacenter, is near nothing.
 pub async fn sort_near<R: Rt, B: Backend, T>(
@@ -113,17 +133,24 @@ pub async fn sort_near<R: Rt, B: Backend, T>(
         "_agent" => api.backend().node_name(),
         node => node.to_owned(),
     };
+    let at_once = ReadOptions {
+        min_index: ModifyIndex::ZERO,
+        ..options.clone()
+    };
     if records.len() < 2 || api.foreign(call.params.datacenter()).is_some() {
         return Ok(());
     }
+    let near = match near.as_str() {
+        "_ip" => match node_at(api, call, &at_once).await? {
+            Some(node) => node,
+            None => return Ok(()),
+        },
+        _ => near,
+    };
     let mut nodes: BTreeSet<String> = records.iter().map(|record| node_of(record).to_owned()).collect();
     nodes.insert(near.clone());
     let query = Query::Coordinates {
         nodes: nodes.into_iter().collect(),
-    };
-    let at_once = ReadOptions {
-        min_index: ModifyIndex::ZERO,
-        ..options.clone()
     };
     let coordinates = answer!(api.discover(call, query, &at_once).await?.answer, Answer::Coordinates);
     let places: BTreeMap<String, Coordinate> = coordinates

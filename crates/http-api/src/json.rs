@@ -560,7 +560,7 @@ impl Serialize for UserEventJson<'_> {
 }
 
 /// A number as Go writes it.
-struct FloatJson(f64);
+pub(crate) struct FloatJson(pub(crate) f64);
 
 impl Serialize for FloatJson {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

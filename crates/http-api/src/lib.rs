@@ -26,6 +26,7 @@ mod json;
 pub mod json_syntax;
 mod keyring;
 mod kv;
+mod metrics;
 mod params;
 pub mod records;
 mod renderings;
@@ -41,9 +42,10 @@ pub use backend::{
     AgentFacts, Backend, BackendError, DatacenterCoordinates, FaultyLink, KeyringOperation, KeyringPool, LinkFault,
     LocalError, RaftConfiguration, RaftServer, Reachability, ReadReply, ReadRequest, StatusReply,
 };
-pub use config::{Cidr, CidrError, HttpConfig};
+pub use config::HttpConfig;
 pub use decode::{check_meta, fill_tagged_addresses};
 pub use errors::Fault;
+pub use metrics::{Gauge, MetricId, Metrics, Sampled};
 pub use routes::{Peer, router};
 pub use server::{CONNECTION_COUNT_MAX, HttpServer, STOP_TIMEOUT, StartError};
 pub use transport::answer;

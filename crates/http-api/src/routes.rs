@@ -6,7 +6,7 @@ use crate::backend::Backend;
 use crate::call::{Call, Description, Failure, Reply, TEXT};
 use crate::errors::Fault;
 use crate::params::Params;
-use crate::{agent, catalog, coordinate, event, health, keyring, kv, session, status, transaction};
+use crate::{agent, catalog, coordinate, event, health, keyring, kv, metrics, session, status, transaction};
 use axum::Router;
 use axum::body::Body;
 use axum::routing::any;
@@ -64,6 +64,7 @@ pub fn router<R: Rt, B: Backend>(api: &Api<R, B>) -> Router {
     };
 
     routes.fixed("/v1/agent/self", get(agent::show_self));
+    routes.fixed("/v1/agent/metrics", get(metrics::show));
     routes.fixed("/v1/agent/members", get(agent::members));
     routes.fixed("/v1/agent/reachability", get(agent::reachability));
     routes.fixed("/v1/agent/version", get(agent::version));
@@ -222,11 +223,16 @@ async fn answer<R: Rt, B: Backend>(
                     .to_owned(),
                 pretty: api.config().pretty || params.has("pretty"),
                 params,
+                peer: parts.extensions.get().map(|Peer(peer)| *peer),
                 headers: parts.headers,
                 body: body.into(),
             };
             // A broken request must not take its connection's other requests, or the agent, with it.
-            match AssertUnwindSafe(handler(api.clone(), call)).catch_unwind().await {
+            let began_at = api.rt().now();
+            let answered = AssertUnwindSafe(handler(api.clone(), call)).catch_unwind().await;
+            let took = api.rt().now() - began_at;
+            api.backend().observe_request(parts.method.as_str(), endpoint, took);
+            match answered {
                 Ok(Ok(reply)) => reply,
                 Ok(Err(failure)) => refused(&failure),
                 Err(_) => {
@@ -275,7 +281,7 @@ fn gate<R: Rt, B: Backend>(
     let reads = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
     if !reads && !config.allow_write_http_from.is_empty() {
         let allowed =
-            peer.is_some_and(|Peer(peer)| config.allow_write_http_from.iter().any(|block| block.contains(peer)));
+            peer.is_some_and(|Peer(peer)| config.allow_write_http_from.iter().any(|block| block.contains(&peer)));
         if !allowed {
             return Err(Box::new(refused(&Fault::WriteRestricted.into())));
         }

@@ -72,6 +72,16 @@ pub struct InterfaceAddress {
     pub address: IpAddr,
 }
 
+/// What a process takes of its machine; zero where nobody knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessUsage {
+    pub resident_bytes: u64,
+    pub virtual_bytes: u64,
+    /// Tasks that were started and have not ended.
+    pub task_count: u64,
+    pub thread_count: u64,
+}
+
 /// Something that happened, for the digest of a simulated run. Production drops it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event<'a> {
@@ -160,6 +170,10 @@ pub trait Rt: Clone + Send + Sync + 'static {
     fn interface_addresses(&self) -> Vec<InterfaceAddress>;
     fn environment(&self, name: &str) -> Option<String>;
     fn process_id(&self) -> u32;
+    /// What this process takes of the machine.
+    fn process_usage(&self) -> ProcessUsage {
+        ProcessUsage::default()
+    }
     /// Waits for the next signal. One listener at a time; signals sent meanwhile are kept.
     fn next_signal(&self) -> impl Future<Output = Signal> + Send;
 

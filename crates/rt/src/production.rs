@@ -15,7 +15,7 @@
 pub mod disk;
 mod process;
 
-use crate::{ChildProcess, ChildSpec, Event, InterfaceAddress, Listener, ProcessOutput, ProcessSpec};
+use crate::{ChildProcess, ChildSpec, Event, InterfaceAddress, Listener, ProcessOutput, ProcessSpec, ProcessUsage};
 use crate::{Rng, Rt, Signal, Udp};
 use disk::OsDisk;
 use futures::FutureExt as _;
@@ -327,6 +327,14 @@ impl Rt for TokioRt {
     }
     fn process_id(&self) -> u32 {
         std::process::id()
+    }
+    fn process_usage(&self) -> ProcessUsage {
+        // Where the kernel has no such file the numbers are not known.
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        ProcessUsage {
+            task_count: self.shared.handle.metrics().num_alive_tasks() as u64,
+            ..process::parse_status(&status)
+        }
     }
     async fn next_signal(&self) -> Signal {
         poll_fn(|cx| {

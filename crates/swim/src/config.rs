@@ -2,6 +2,8 @@
 //!
 //! Not here: who the member is (`message::MemberState`), limits of the format (`message`).
 
+use ipnet::IpNet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Timings, fan-outs and multipliers. The profiles are memberlist's `DefaultLANConfig`, `DefaultWANConfig` and
@@ -52,6 +54,8 @@ pub struct Config {
     pub member_count_max: usize,
     /// Refuse members of other datacenters.
     pub same_datacenter_only: bool,
+    /// Blocks of addresses that members may have and news may come from; empty: all.
+    pub allowed_cidrs: Vec<IpNet>,
     /// Tell this member's network coordinate with its acks, and find it from those of others. Off in the profiles.
     pub coordinates: bool,
     /// Lifeguard's LHA-Probe: awareness stretches the probe, and relays nack. Off: every probe takes its interval, nobody
@@ -110,6 +114,7 @@ impl Config {
             // A push/pull of this many of the longest members fits its frame (16 MiB).
             member_count_max: 16_384,
             same_datacenter_only: true,
+            allowed_cidrs: Vec::new(),
             coordinates: false,
             lha_probe: true,
             lha_suspicion: true,
@@ -175,6 +180,11 @@ impl Config {
         }
     }
 
+    /// An IPv4 address mapped into IPv6 counts as IPv4.
+    pub(crate) fn is_allowed(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.allowed_cidrs.is_empty() || self.allowed_cidrs.iter().any(|block| block.contains(&address))
+    }
     pub(crate) fn confirmation_count(&self) -> u32 {
         // Two probe intervals short of what the multiplier expects, as members' probes have no common phase.
         let count = self.suspicion_confirmation_count;
@@ -220,6 +230,22 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_are_allowed_when_a_block_has_them_or_there_is_none() {
+        let mut config = Config::lan();
+        let allows = |config: &Config, ip: &str| config.is_allowed(ip.parse().expect("an address"));
+        assert!(allows(&config, "192.0.2.1"));
+        config.allowed_cidrs = ["10.0.0.0/8", "2001:db8::/32"]
+            .map(|block| block.parse().expect("a block"))
+            .into();
+        for ip in ["10.1.2.3", "::ffff:10.1.2.3", "2001:db8::1"] {
+            assert!(allows(&config, ip), "{ip}");
+        }
+        for ip in ["11.0.0.1", "::1"] {
+            assert!(!allows(&config, ip), "{ip}");
+        }
+    }
 
     #[test]
     fn timeouts_grow_with_the_logarithm_of_the_pool() {

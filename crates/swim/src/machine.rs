@@ -121,6 +121,11 @@ pub enum Event {
         name: String,
         datacenter: String,
     },
+    /// A member at an address, or news from one, that `allowed_cidrs` do not hold.
+    NotAllowed {
+        name: String,
+        address: SocketAddr,
+    },
     /// More members than are allowed.
     Full {
         refused: NodeId,
@@ -161,6 +166,7 @@ pub struct Counters {
     pub conflicts: u64,
     pub wrong_datacenter: u64,
     pub malformed: u64,
+    pub not_allowed: u64,
     pub refused_full: u64,
     pub relays_refused: u64,
     /// Suspects asked whether they live before they are held for dead.
@@ -572,6 +578,8 @@ impl Swim {
                 } => self.handle_ping_req(now, from, sequence, target, address, wants_nack),
                 Message::Ack { sequence, target } => round_trip = self.handle_ack(now, from, sequence, target),
                 Message::Nack { sequence } => self.handle_nack(now, sequence, from),
+                // memberlist's rule. A stream's address says less: it need not be the one that its sender is bound to.
+                Message::Update(Update::Alive { member, .. }) if self.is_outside(from, &member) => {}
                 Message::Update(update) => self.handle_update(now, from, update),
                 Message::Payload(payload) => self.outputs.push_back(Output::Payload { from, payload }),
                 Message::Coordinate(coordinate) => {

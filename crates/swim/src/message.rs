@@ -6,7 +6,7 @@
 use quorate_types::{Coordinate, Incarnation, Member, MemberStatus, NodeId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -300,6 +300,9 @@ pub enum Refusal {
     Invalid { name: String, reason: String },
     #[error("Pool is full")]
     Full,
+    /// The text is memberlist's.
+    #[error("Rejected node {name} ({address}): {address} is not allowed")]
+    NotAllowed { name: String, address: IpAddr },
 }
 
 const TAG: usize = 1;

@@ -17,11 +17,15 @@ type Rank = (u32, Reverse<u64>);
 pub(crate) struct Broadcasts {
     entries: BTreeMap<Rank, (Message, usize)>,
     sequence_next: u64,
+    dropped_count: u64,
 }
 
 impl Broadcasts {
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
+    }
+    pub(crate) fn dropped_count(&self) -> u64 {
+        self.dropped_count
     }
     pub(crate) fn messages(&self) -> impl Iterator<Item = &Message> {
         self.entries.values().map(|(message, _)| message)
@@ -33,6 +37,7 @@ impl Broadcasts {
         self.sequence_next += 1;
         if self.entries.len() > COUNT_MAX {
             self.entries.pop_last();
+            self.dropped_count += 1;
         }
     }
     /// Messages of together at most `len_bytes_max`. One sent `transmit_limit` times is dropped.
@@ -108,5 +113,6 @@ mod tests {
             queue.push(message(n));
         }
         assert!(!queue.messages().any(|waiting| *waiting == message(0)));
+        assert_eq!(queue.dropped_count(), 1);
     }
 }

@@ -62,6 +62,8 @@ pub struct Counters {
     pub malformed: u64,
     /// Answers to what was not asked here, or is over, or was answered.
     pub responses_refused: u64,
+    /// Not passed on to the end, as too many waited.
+    pub dropped: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -125,7 +127,10 @@ impl UserEvents {
         (events, self.broadcasts.len() - events)
     }
     pub fn counters(&self) -> Counters {
-        self.counters
+        Counters {
+            dropped: self.broadcasts.dropped_count(),
+            ..self.counters
+        }
     }
     /// Something waits to be gossiped.
     pub fn has_news(&self) -> bool {

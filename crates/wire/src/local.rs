@@ -22,6 +22,8 @@ pub enum LocalKind {
     TtlState = 3,
     /// Gossip addresses of the members last known alive.
     Members = 4,
+    /// What this agent's gossip used at most, so that its next life begins above.
+    Past = 5,
 }
 
 /// A record as a file's content.

@@ -19,8 +19,8 @@
 //!   packet: a newcomer's wall clock may be hours behind.
 //! - Within `PACKET_AGE_MAX` a receiver remembers the counters that it saw last of each sender.
 //!
-//! What is left: a pool whose members all restart with clocks behind the old pool's time believes packets recorded in
-//! between until a clock catches up. What those say is then still judged by incarnations.
+//! A pool whose members all restart with clocks behind does not believe what was recorded before, as each begins with the time
+//! that it kept of its last life (`gossip::Past`); one without a disk begins with its wall clock.
 //!
 //! Promises: a decoder never panics; what is remembered is bounded (`sender_count_max` senders, the one least recently heard
 //! of goes first: its next packet costs a derivation, and is not known as a duplicate); what was not authenticated changes
@@ -334,7 +334,8 @@ pub struct Seal {
 }
 
 impl Seal {
-    /// `start_id` is drawn for this start and used for no other. `wall_ms` is the wall clock at instant `now`.
+    /// `start_id` is drawn for this start and used for no other. `wall_ms` is the wall clock at instant `now`, or
+    /// what earlier lives used if that is later.
     pub fn new(ring: Keyring, start_id: StartId, wall_ms: u64, now: Instant, sender_count_max: usize) -> Self {
         assert!(sender_count_max > 0, "a receiver remembers at least one sender");
         let cipher = Arc::new(Cipher::derive(ring.primary(), start_id));
@@ -366,6 +367,10 @@ impl Seal {
         }
         self.senders.retain(&ring);
         self.ring = ring;
+    }
+    /// In milliseconds: above what any packet of the pool that was opened or sealed here carries.
+    pub fn pool_time(&self, now: Instant) -> u64 {
+        self.clock.now(now)
     }
     /// Senders remembered.
     pub fn sender_count(&self) -> usize {

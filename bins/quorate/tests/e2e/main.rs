@@ -15,6 +15,7 @@ mod ipv6;
 mod keyring;
 mod leave;
 mod lock;
+mod metrics;
 mod pool;
 mod support;
 mod wan;

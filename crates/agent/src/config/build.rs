@@ -9,6 +9,7 @@ use super::definition::{self, ScriptPolicy};
 use super::duration;
 use super::file_definition::{self, Inherited};
 use super::value::Value;
+use ipnet::IpNet;
 use quorate_gossip::RingKey;
 use quorate_types::limits::{
     BLOCKING_WAIT_DEFAULT, BLOCKING_WAIT_MAX, CHECK_OUTPUT_LEN_BYTES_MAX, KV_VALUE_LEN_BYTES_MAX, RPC_HOLD_TIMEOUT,
@@ -56,7 +57,8 @@ pub struct Gossip {
     pub retransmit_mult: u32,
     pub suspicion_mult: u32,
     pub reconnect_timeout: Duration,
-    pub allowed_cidrs: Vec<String>,
+    /// Empty: members may be anywhere.
+    pub allowed_cidrs: Vec<IpNet>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,7 +132,7 @@ pub struct Http {
     pub block_endpoints: Vec<String>,
     pub response_headers: BTreeMap<String, String>,
     /// CIDRs; empty: everyone may write.
-    pub allow_write_http_from: Vec<String>,
+    pub allow_write_http_from: Vec<IpNet>,
     pub use_cache: bool,
     pub max_header_bytes: usize,
     /// Answers are indented without being asked (`-dev`).
@@ -272,6 +274,7 @@ pub struct Telemetry {
     /// Zero: no Prometheus format.
     pub prometheus_retention_time: Duration,
     pub disable_hostname: bool,
+    /// `+prefix` or `-prefix`; the longest that matches decides.
     pub prefix_filter: Vec<String>,
     pub filter_default: bool,
 }
@@ -524,19 +527,12 @@ impl Reader<'_> {
         hosts
     }
 
-    fn cidrs(&mut self, path: &str) -> Vec<String> {
-        let cidrs = self.strings(path);
-        for cidr in &cidrs {
-            let valid = cidr.split_once('/').is_some_and(|(ip, bits)| {
-                let bits_max = match ip.parse::<IpAddr>() {
-                    Ok(IpAddr::V4(_)) => 32,
-                    Ok(IpAddr::V6(_)) => 128,
-                    Err(_) => return false,
-                };
-                bits.parse::<u8>().is_ok_and(|bits| bits <= bits_max)
-            });
-            if !valid {
-                self.errors.push(format!("{path}: invalid cidr: {cidr}"));
+    fn cidrs(&mut self, path: &str) -> Vec<IpNet> {
+        let mut cidrs = Vec::new();
+        for text in self.strings(path) {
+            match text.parse() {
+                Ok(cidr) => cidrs.push(cidr),
+                Err(_) => self.errors.push(format!("{path}: invalid cidr: {text}")),
             }
         }
         cidrs
@@ -929,11 +925,18 @@ pub fn build(tree: &Value, dev: bool, facts: &HostFacts) -> Result<Config, Mista
         syslog: r.flag("enable_syslog", false),
         syslog_facility: r.text_or("syslog_facility", "LOCAL0"),
     };
+    let (prefix_filter, bad_rules): (Vec<String>, Vec<String>) = r
+        .strings("telemetry.prefix_filter")
+        .into_iter()
+        .partition(|rule| rule.starts_with(['+', '-']));
+    for rule in bad_rules {
+        warnings.push(format!("Filter rule must begin with either '+' or '-': {rule:?}"));
+    }
     let telemetry = Telemetry {
         metrics_prefix: r.text_or("telemetry.metrics_prefix", "consul"),
         prometheus_retention_time: r.time("telemetry.prometheus_retention_time", Duration::ZERO),
         disable_hostname: r.flag("telemetry.disable_hostname", false),
-        prefix_filter: r.strings("telemetry.prefix_filter"),
+        prefix_filter,
         filter_default: r.flag("telemetry.filter_default", true),
     };
 

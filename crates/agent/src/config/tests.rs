@@ -254,7 +254,7 @@ fn every_key_of_gossip_and_addresses_reaches_its_field() {
         retransmit_mult: 6,
         suspicion_mult: 7,
         reconnect_timeout: hours(9),
-        allowed_cidrs: vec!["10.0.0.0/8".to_owned()],
+        allowed_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
     };
     let wan = Gossip {
         gossip_nodes: 8,
@@ -264,7 +264,7 @@ fn every_key_of_gossip_and_addresses_reaches_its_field() {
         retransmit_mult: 9,
         suspicion_mult: 10,
         reconnect_timeout: hours(10),
-        allowed_cidrs: vec!["2001:db8::/32".to_owned()],
+        allowed_cidrs: vec!["2001:db8::/32".parse().unwrap()],
     };
     assert_eq!((config.gossip_lan, config.gossip_wan), (lan, wan));
     assert_eq!(config.serf_lan_bind, "10.0.0.8:9301".parse().unwrap());

@@ -586,8 +586,10 @@ fn near_sorts_every_list_of_nodes_and_keeps_the_order_of_those_without_a_coordin
         // By name: a, b, c, g1. The last has no coordinate, nor has b.
         for (node, distance) in [("a", Some(0.2)), ("b", None), ("c", Some(0.1))] {
             let check = r#"{"Name":"up","Status":"passing","ServiceID":"db"}"#;
-            let body =
-                format!(r#"{{"Node":"{node}","Address":"10.0.0.1","Service":{{"Service":"db"}},"Check":{check}}}"#);
+            let node_number = node.as_bytes()[0] - b'a' + 1;
+            let body = format!(
+                r#"{{"Node":"{node}","Address":"10.0.0.{node_number}","Service":{{"Service":"db"}},"Check":{check}}}"#
+            );
             assert_eq!(world.put("/v1/catalog/register", body).await.status, StatusCode::OK);
             if let Some(distance) = distance {
                 let coordinate =
@@ -622,6 +624,12 @@ fn near_sorts_every_list_of_nodes_and_keeps_the_order_of_those_without_a_coordin
                 plain.body,
                 "{path}"
             );
+            // The node that the request comes from, in the words of a proxy.
+            for (source, expected) in [("10.0.0.3", near.text()), ("10.0.0.77", plain.text())] {
+                let request = Request::get(format!("/v1/{path}?near=_ip")).header("X-Forwarded-For", source);
+                let answer = world.send(request.body(Body::empty()).unwrap()).await;
+                assert_eq!(answer.text(), expected, "{path} from {source}");
+            }
         }
     });
 }

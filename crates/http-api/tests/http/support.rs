@@ -2,14 +2,14 @@
 
 use quorate_http_api::{
     AgentFacts, Backend, BackendError, DatacenterCoordinates, FaultyLink, KeyringOperation, KeyringPool, LinkFault,
-    LocalError, RaftConfiguration, RaftServer, Reachability, ReadReply, ReadRequest, StatusReply,
+    LocalError, Metrics, RaftConfiguration, RaftServer, Reachability, ReadReply, ReadRequest, StatusReply,
 };
 use quorate_rt::Rt;
 use quorate_rt::production::TokioRt;
 use quorate_store::{Answer, Command, Consistency, Outcome, Query, Store};
 use quorate_types::{
     Check, CheckDefinition, CheckKind, CheckStatus, Deregistration, LogIndex, Member, MemberStatus, ModifyIndex,
-    NodeCoordinate, NodeId, Registration, Service, ServiceDefinition, Session, Uuid,
+    NodeCoordinate, NodeId, Registration, Service, ServiceDefinition, Session, Uuid, WallTime,
 };
 use quorate_user_events::{FireError, History, UserEvent, UserEvents};
 use std::collections::BTreeMap;
@@ -246,6 +246,20 @@ impl TestBackend {
 
 impl Backend for TestBackend {
     /// One server without encryption, as the Consul whose answers are the golden ones; it knows what keys are all the same.
+    fn metrics(&self) -> Metrics {
+        Metrics {
+            began_at: WallTime::from_nanos(1_795_359_920 * 1_000_000_000),
+            interval: Duration::from_secs(10),
+            gauges: Vec::new(),
+            counters: Vec::new(),
+            samples: Vec::new(),
+            host_name: None,
+            prometheus_retention: Duration::ZERO,
+        }
+    }
+    fn observe_request(&self, _method: &str, endpoint: &'static str, _took: Duration) {
+        assert!(endpoint.starts_with("/v1/"), "{endpoint}");
+    }
     async fn reachability(&self, timeout: Duration) -> Result<Reachability, LocalError> {
         assert!(timeout <= Duration::from_secs(60));
         let link = |from: &str, to: &str, fault| FaultyLink {

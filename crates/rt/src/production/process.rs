@@ -1,6 +1,6 @@
 //! Child processes in process groups of their own.
 
-use crate::{ChildDriver, ChildProcess, ChildSignal, ChildSpec, ProcessEnd, ProcessOutput, ProcessSpec};
+use crate::{ChildDriver, ChildProcess, ChildSignal, ChildSpec, ProcessEnd, ProcessOutput, ProcessSpec, ProcessUsage};
 use futures::FutureExt as _;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -19,6 +19,21 @@ const READ_LEN_BYTES: usize = 16 * 1024;
 /// Read at most this much after the child's end. What it wrote itself is at most a full pipe (1 MiB is the most an
 /// unprivileged process can set on Linux); a descendant that writes for ever must not hold the check.
 const DRAIN_LEN_BYTES_MAX: u64 = 1024 * 1024;
+
+/// What `/proc/self/status` says (proc_pid_status(5)); a kibibyte is its unit of memory.
+pub(super) fn parse_status(status: &str) -> ProcessUsage {
+    let number = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        let word = line.and_then(|rest| rest.strip_prefix(':')?.split_whitespace().next());
+        word.and_then(|word| word.parse::<u64>().ok()).unwrap_or(0)
+    };
+    ProcessUsage {
+        resident_bytes: number("VmRSS") * 1024,
+        virtual_bytes: number("VmSize") * 1024,
+        task_count: 0,
+        thread_count: number("Threads"),
+    }
+}
 
 /// The last bytes written.
 struct Tail {
@@ -265,6 +280,14 @@ async fn drive(mut running: OnOurStreams, driver: ChildDriver) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernels_words_for_memory_and_threads_are_read() {
+        let usage = parse_status("Name:\tx\nVmSize:\t  200 kB\nVmRSS:\t 12 kB\nThreads:\t3\n");
+        let numbers = (usage.resident_bytes, usage.virtual_bytes, usage.thread_count);
+        assert_eq!(numbers, (12 * 1024, 200 * 1024, 3));
+        assert_eq!(parse_status("VmRSS:\tmany"), ProcessUsage::default());
+    }
 
     #[test]
     fn the_tail_keeps_the_last_bytes_and_counts_all() {

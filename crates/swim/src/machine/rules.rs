@@ -124,6 +124,10 @@ impl Swim {
                 reason: reason.to_string(),
             });
         }
+        if self.is_outside(peer.address, peer) {
+            let address = peer.address.ip();
+            return Err(Refusal::NotAllowed { name, address });
+        }
         if self.is_foreign(peer) {
             return Err(Refusal::WrongDatacenter {
                 name,
@@ -145,6 +149,18 @@ impl Swim {
             return Err(Refusal::Full);
         }
         Ok(())
+    }
+    /// A member outside of the allowed blocks, or a packet from outside that brings news of one.
+    pub(super) fn is_outside(&mut self, address: SocketAddr, member: &MemberState) -> bool {
+        if self.config.is_allowed(address.ip()) {
+            return false;
+        }
+        self.counters.not_allowed += 1;
+        self.emit(Event::NotAllowed {
+            name: member.name.clone(),
+            address,
+        });
+        true
     }
     fn is_foreign(&mut self, peer: &MemberState) -> bool {
         if !self.config.same_datacenter_only || peer.datacenter == self.my_record().state.datacenter {
@@ -192,7 +208,7 @@ impl Swim {
         if id == self.me {
             return self.hear_of_self(&member, incarnation);
         }
-        if self.is_foreign(&member) || self.live_holder(&member).is_some() {
+        if self.is_outside(member.address, &member) || self.is_foreign(&member) || self.live_holder(&member).is_some() {
             return;
         }
         if known.is_none() && self.table.len() >= self.config.member_count_max {

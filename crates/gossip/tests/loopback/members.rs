@@ -1,49 +1,22 @@
-//! The driver on the real kernel: several members in one process, on the loopback.
+//! Members that join, change, fail and leave, and what they are told when they cannot.
 
-use quorate_gossip::{Gossip, GossipConfig, JoinError, MemberEvent, MemberEvents, StartError, Timing};
-use quorate_rt::production::{TokioRt, block_on};
+use crate::{on_production, refused_count, start_with};
+use quorate_gossip::{Gossip, GossipConfig, JoinError, MemberEvent, MemberEvents, StartError};
+use quorate_rt::production::TokioRt;
 use quorate_rt::{Listener as _, Rt, Udp as _};
-use quorate_types::{Member, MemberStatus, NodeId, Uuid};
+use quorate_types::{Member, MemberStatus};
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::net::{Ipv4Addr, SocketAddr};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-/// Long enough on a loaded machine; a test that needs it fails.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn on_production<F: Future<Output = ()> + Send>(main: impl FnOnce(TokioRt) -> F) {
-    block_on(2, |rt| async move {
-        let done = rt.timeout(PATIENCE, main(rt.clone())).await;
-        done.expect("the test ends in time");
-    })
-    .expect("start a runtime");
-}
-
-/// Each test has an address of its own, so that a port it let go is not taken by another.
 fn ip(test: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, 0, 1, test)
 }
-
 fn config(test: u8, n: u8) -> GossipConfig {
-    GossipConfig {
-        id: NodeId(Uuid::from_bytes([n; 16])),
-        name: format!("n{n}"),
-        datacenter: "dc1".to_owned(),
-        bind: SocketAddr::from((ip(test), 0)),
-        advertise: IpAddr::V4(ip(test)),
-        tags: BTreeMap::from([("role".to_owned(), "node".to_owned())]),
-        timing: Timing::local(),
-        pool: "lan",
-        encryption: None,
-    }
+    crate::config(ip(test), n)
 }
-
 async fn start(rt: &TokioRt, test: u8, n: u8) -> Gossip<TokioRt> {
-    Gossip::start(rt.clone(), config(test, n))
-        .await
-        .expect("start a member")
+    start_with(rt, config(test, n)).await
 }
 
 /// The first event that `pick` takes.
@@ -199,7 +172,7 @@ fn nonsense_is_counted_and_the_member_goes_on() {
         two.join(&[one.address()]).await.expect("join");
         joined(&mut events, "n2").await;
         // Another join's time is as good as any to wait for the datagrams.
-        while one.malformed_count() < 3 {
+        while refused_count(&one) < 3 {
             two.join(&[one.address()]).await.expect("join");
         }
         let stats = one.stats();

@@ -1,25 +1,23 @@
 //! Encrypted pools on the real kernel: who is let in, how encryption is switched on and keys are changed while members talk,
 //! and what becomes of packets that somebody recorded.
 
+use crate::{PATIENCE, alive, refused, refused_count, start_with, until, until_all_alive};
 use futures::future::BoxFuture;
-use quorate_gossip::{Encryption, Gossip, GossipConfig, KeyBytes, Keyring, KeyringRequest, NotKept, RingKey, Timing};
+use quorate_gossip::{Encryption, Gossip, GossipConfig, KeyBytes, Keyring, KeyringRequest, NotKept, RingKey};
 use quorate_rt::production::{TokioRt, block_on};
 use quorate_rt::{Elapsed, Event, InterfaceAddress, ProcessOutput, ProcessSpec, Rng, Rt, Signal, Udp};
-use quorate_types::{Instant, MemberStatus, NodeId, Uuid, WallTime};
+use quorate_types::{Instant, NodeId, Uuid, WallTime};
 use quorate_wire::gossip::{FRAME_HEADER_LEN_BYTES, StreamMessage, decode_frame_body, decode_frame_header};
 use quorate_wire::seal::{Binding, Direction, GREETING_LEN_BYTES, Greeting, Seal, StartId};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use zeroize::Zeroizing;
-
-/// Long enough on a loaded machine; a test that needs it fails.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The machine, with a clock that can be put forward and datagrams that are recorded.
 #[derive(Clone)]
@@ -135,7 +133,6 @@ fn run<F: Future<Output = ()> + Send>(main: impl FnOnce(TapRt) -> F) {
     .expect("start a runtime");
 }
 
-/// Each test has an address of its own, so that a port it let go is not taken by another.
 fn ip(test: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, 0, 2, test)
 }
@@ -155,47 +152,12 @@ fn encryption(first: u8, verify_incoming: bool, verify_outgoing: bool) -> Encryp
 }
 fn config(test: u8, n: u8, encryption: Option<Encryption>) -> GossipConfig {
     GossipConfig {
-        id: NodeId(Uuid::from_bytes([n; 16])),
-        name: format!("n{n}"),
-        datacenter: "dc1".to_owned(),
-        bind: SocketAddr::from((ip(test), 0)),
-        advertise: IpAddr::V4(ip(test)),
-        tags: BTreeMap::from([("role".to_owned(), "node".to_owned())]),
-        timing: Timing::local(),
-        pool: "lan",
         encryption,
+        ..crate::config(ip(test), n)
     }
-}
-async fn start_with(rt: &TapRt, config: GossipConfig) -> Gossip<TapRt> {
-    Gossip::start(rt.clone(), config).await.expect("start a member")
 }
 async fn start(rt: &TapRt, test: u8, n: u8, first: u8) -> Gossip<TapRt> {
     start_with(rt, config(test, n, Some(encryption(first, true, true)))).await
-}
-/// Looks until it is so.
-async fn until(rt: &TapRt, what: &str, is_so: impl Fn() -> bool) {
-    let attempts = 3000;
-    for _ in 0..attempts {
-        if is_so() {
-            return;
-        }
-        rt.sleep(Duration::from_millis(10)).await;
-    }
-    panic!("not so in time: {what}");
-}
-fn alive(member: &Gossip<TapRt>) -> Vec<String> {
-    let members = member.members();
-    let alive = members.iter().filter(|member| member.status == MemberStatus::Alive);
-    alive.map(|member| member.name.clone()).collect()
-}
-fn refused(member: &Gossip<TapRt>, cause: &str) -> u64 {
-    member.refused_counts().get(cause).copied().unwrap_or(0)
-}
-async fn until_all_alive(rt: &TapRt, members: &[&Gossip<TapRt>], names: &[&str]) {
-    until(rt, &format!("all see {names:?} alive"), || {
-        members.iter().all(|member| alive(member) == names)
-    })
-    .await;
 }
 
 #[test]
@@ -403,12 +365,12 @@ fn what_was_recorded_is_of_no_use_hours_later_even_at_a_newcomer() {
         let newcomer = start(&rt, 6, 4, 7).await;
         let udp = rt.udp_bind(SocketAddr::from((ip(6), 0))).await.expect("bind");
         let replay = async |to: &Gossip<TapRt>| {
-            let refused = to.malformed_count();
+            let refused = refused_count(to);
             for packet in &recorded {
                 udp.send_to(packet, to.address()).await.expect("send");
             }
             until(&rt, "all that was recorded is refused", || {
-                to.malformed_count() >= refused + recorded.len() as u64
+                refused_count(to) >= refused + recorded.len() as u64
             })
             .await;
         };

@@ -1,40 +1,17 @@
-//! Events, queries and coordinates on the real kernel: several members in one process, on the loopback.
+//! Events, queries and coordinates.
 
+use crate::{PATIENCE, id, on_production, start_with};
 use quorate_gossip::{Gossip, GossipConfig, QueryReply, Timing};
 use quorate_rt::Rt;
-use quorate_rt::production::{TokioRt, block_on};
-use quorate_types::{NodeId, Uuid};
+use quorate_rt::production::TokioRt;
+use quorate_types::Uuid;
 use quorate_user_events::UserEvent;
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-/// Long enough on a loaded machine; a test that needs it fails.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn on_production<F: Future<Output = ()> + Send>(main: impl FnOnce(TokioRt) -> F) {
-    block_on(2, |rt| async move {
-        let done = rt.timeout(PATIENCE, main(rt.clone())).await;
-        done.expect("the test ends in time");
-    })
-    .expect("start a runtime");
-}
-
-fn id(n: u8) -> NodeId {
-    NodeId(Uuid::from_bytes([n; 16]))
-}
-
-/// Each test has an address of its own, so that a port it let go is not taken by another.
 async fn start(rt: &TokioRt, test: u8, n: u8) -> Gossip<TokioRt> {
-    let ip = Ipv4Addr::new(127, 0, 4, test);
     let config = GossipConfig {
-        id: id(n),
-        name: format!("n{n}"),
-        datacenter: "dc1".to_owned(),
-        bind: SocketAddr::from((ip, 0)),
-        advertise: IpAddr::V4(ip),
-        tags: BTreeMap::new(),
         timing: Timing {
             coordinates: true,
             probe_interval: Duration::from_millis(50),
@@ -42,10 +19,9 @@ async fn start(rt: &TokioRt, test: u8, n: u8) -> Gossip<TokioRt> {
             gossip_interval: Duration::from_millis(20),
             ..Timing::local()
         },
-        pool: "lan",
-        encryption: None,
+        ..crate::config(Ipv4Addr::new(127, 0, 4, test), n)
     };
-    Gossip::start(rt.clone(), config).await.expect("start a member")
+    start_with(rt, config).await
 }
 
 async fn pool(rt: &TokioRt, test: u8) -> [Gossip<TokioRt>; 3] {
