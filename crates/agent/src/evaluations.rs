@@ -3,6 +3,8 @@
 //! A change of a service wakes everybody who watches it, and all of them ask the same question of the same snapshot: who is
 //! first evaluates, the others take the same answer, by pointer, which also lets the API encode it once.
 //! In: a snapshot, its position in the log, a query. Out: what `Store::evaluate` says, shared.
+//! A server that passed a question on, and a client agent, are told the answer once for each who waits: there equal ones become
+//! one ([`Evaluations::told`]).
 //! Promises: never an answer of another state: a server's state is a function of the log's first entries, and what was kept
 //! is found by the last of them. What is kept is bounded by [`KEPT_COUNT_MAX`]; the oldest goes first.
 //! Not here: whether the snapshot is fresh enough (`router`).
@@ -47,9 +49,18 @@ pub struct Evaluations {
     shared: Arc<Shared>,
 }
 
+/// An answer that another server gave.
+#[derive(Debug)]
+struct Told {
+    query: Query,
+    index: ModifyIndex,
+    answer: Arc<Answer>,
+}
+
 #[derive(Debug, Default)]
 struct Shared {
     kept: Mutex<VecDeque<Kept>>,
+    told: Mutex<VecDeque<Told>>,
     made_count: AtomicU64,
 }
 
@@ -100,6 +111,34 @@ impl Evaluations {
         });
         evaluation
     }
+    /// The same answer to the same question, if it was told before; otherwise this one, for those who are told it next.
+    pub fn told(&self, query: Query, index: ModifyIndex, answer: Arc<Answer>) -> Arc<Answer> {
+        if !is_worth_keeping(&query) {
+            return answer;
+        }
+        let mut told = locked(&self.shared.told);
+        if let Some(position) = told.iter().position(|told| told.query == query) {
+            let found = &told[position];
+            if found.index == index && (Arc::ptr_eq(&found.answer, &answer) || found.answer == answer) {
+                return Arc::clone(&found.answer);
+            }
+            // Readers may be told of changes in any order: what is newer stays.
+            if found.index > index {
+                return answer;
+            }
+            told.remove(position);
+        }
+        while told.len() >= KEPT_COUNT_MAX {
+            told.pop_front();
+        }
+        let answer_kept = Arc::clone(&answer);
+        told.push_back(Told {
+            query,
+            index,
+            answer: answer_kept,
+        });
+        answer
+    }
     /// Evaluations that were made and kept, since the start.
     pub fn made_count(&self) -> u64 {
         self.shared.made_count.load(Ordering::Relaxed)
@@ -148,6 +187,31 @@ mod tests {
             assert_eq!((found.index, &*found.answer), (own.index, &own.answer));
             assert_eq!(evaluations.made_count(), made_count, "after {writes} writes");
         }
+    }
+
+    #[test]
+    fn equal_answers_told_by_others_become_one() {
+        let evaluations = Evaluations::default();
+        let told = |writes: u64| {
+            let found = store(writes).evaluate(&list());
+            evaluations.told(list(), found.index, Arc::new(found.answer))
+        };
+        let first = told(2);
+        assert!(Arc::ptr_eq(&first, &told(2)));
+        let second = told(3);
+        assert_ne!(first, second);
+        assert!(Arc::ptr_eq(&second, &told(3)));
+        // Late, and not kept in place of what is newer.
+        assert_eq!(told(2), first);
+        assert!(Arc::ptr_eq(&second, &told(3)));
+        // An index may be reached by another way (a restore): equal indexes alone prove nothing.
+        let other = evaluations.told(list(), ModifyIndex(3), Arc::new(Answer::KvList(Vec::new())));
+        assert_eq!(*other, Answer::KvList(Vec::new()));
+        for number in 0..100 {
+            let prefix = number.to_string();
+            evaluations.told(Query::KvList { prefix }, ModifyIndex(1), Arc::clone(&first));
+        }
+        assert_eq!(locked(&evaluations.shared.told).len(), KEPT_COUNT_MAX);
     }
 
     #[test]

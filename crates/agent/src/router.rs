@@ -206,6 +206,16 @@ impl<R: RaftRt> Router<R> {
     }
 
     async fn read_with(&self, request: ReadRequest, patience: Patience) -> Result<ReadReply, CallError> {
+        // Who waits is seldom alone: the same answer told to many by another server is made one again.
+        let waiting = (request.min_index > ModifyIndex::ZERO).then(|| request.query.clone());
+        let mut reply = self.read_anywhere(request, patience).await?;
+        if let Some(query) = waiting {
+            reply.answer = self.evaluations.told(query, reply.index, reply.answer);
+        }
+        Ok(reply)
+    }
+
+    async fn read_anywhere(&self, request: ReadRequest, patience: Patience) -> Result<ReadReply, CallError> {
         match &self.role {
             Role::Server(replica) => self.read_here(replica, request).await,
             Role::Client(client) => {

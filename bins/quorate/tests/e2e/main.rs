@@ -978,3 +978,58 @@ fn a_service_that_a_file_took_over_goes_with_the_file_for_good() {
     agent.wait_for_leader();
     assert!(service_ids(&agent).is_empty(), "the stored registration came back");
 }
+
+#[test]
+fn a_change_is_encoded_once_at_each_agent_for_all_who_watch_it() {
+    const WATCHERS: usize = 10;
+    let cluster = Cluster::start();
+    let service = |port: u16| json!({"Node": "ext", "Address": "10.0.0.1", "SkipNodeUpdate": false, "Service": {"Service": "web", "Port": port}});
+    let encoded = |agent: &Agent| -> u64 {
+        let told = agent.get("/v1/agent/self").expect("an answer");
+        let count = told["Stats"]["http"]["answers_encoded"].as_str().expect("a count");
+        count.parse().expect("a number")
+    };
+    let leader = cluster.leader();
+    assert_eq!(
+        cluster.servers[leader].put("/v1/catalog/register", &service(1)).status,
+        200
+    );
+    // One that leads, one that passes questions on, and one that keeps no state.
+    let agents = [
+        &cluster.servers[leader],
+        &cluster.servers[(leader + 1) % 3],
+        &cluster.clients[0],
+    ];
+    let path = "/v1/health/service/web";
+    let mut watchers = Vec::new();
+    let mut counts = Vec::new();
+    for agent in agents {
+        let url = format!("http://127.0.0.1:{}{path}", agent.ports.http);
+        let headers = std::process::Command::new("curl")
+            .args(["-s", "-D", "-", "-o", "/dev/null", &url])
+            .output();
+        let headers = String::from_utf8_lossy(&headers.expect("curl is installed").stdout).to_lowercase();
+        let index = headers.lines().find_map(|line| line.strip_prefix("x-consul-index: "));
+        let index = index.expect("a read has an index").trim().to_owned();
+        counts.push(encoded(agent));
+        for n in 0..WATCHERS {
+            let wait = 60 + n;
+            let watcher = std::process::Command::new("curl")
+                .args(["-s", "--max-time", "90", &format!("{url}?index={index}&wait={wait}s")])
+                .stdout(std::process::Stdio::piped())
+                .spawn();
+            watchers.push(watcher.expect("curl is installed"));
+        }
+    }
+    assert_eq!(
+        cluster.servers[leader].put("/v1/catalog/register", &service(2)).status,
+        200
+    );
+    for watcher in watchers {
+        let seen = watcher.wait_with_output().expect("it is our child");
+        check_contains(&String::from_utf8_lossy(&seen.stdout), r#""Port":2"#);
+    }
+    for (agent, before) in agents.iter().zip(counts) {
+        assert_eq!(encoded(agent) - before, 1, "at {}", agent.name);
+    }
+}
