@@ -187,8 +187,15 @@ impl<R: Rt> Lock<R> {
     /// Whatever the outcome but `true`, the session is given back.
     pub async fn acquire(&mut self, stop: impl Future<Output = ()> + Send) -> Result<bool, LockError> {
         let outcome = self.try_acquire(stop).await;
-        if !matches!(outcome, Ok(true)) {
-            self.give_session_back().await;
+        match outcome {
+            Ok(true) => {}
+            // The last attempt may have succeeded unheard: a release leaves no lock-delay behind, the session's end would.
+            Ok(false) => {
+                if let Err(error) = self.release().await {
+                    tracing::debug!(%error, "what was given up is left to the session's end");
+                }
+            }
+            Err(_) => self.give_session_back().await,
         }
         outcome
     }
