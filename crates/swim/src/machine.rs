@@ -603,6 +603,11 @@ impl Swim {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.advance(now);
         self.expire_suspicions(now);
+        // Before the probes: with a member that is forgotten its probe ends, and the next may be due.
+        if now >= self.reap_at {
+            self.reap_at = tick_after(self.reap_at, self.config.reap_interval, now);
+            self.reap(now);
+        }
         self.drive_probe(now);
         self.drive_knocks(now);
         self.drive_links(now);
@@ -614,10 +619,6 @@ impl Swim {
         if now >= self.reconnect_at {
             self.reconnect_at = tick_after(self.reconnect_at, self.config.reconnect_interval, now);
             self.reconnect();
-        }
-        if now >= self.reap_at {
-            self.reap_at = tick_after(self.reap_at, self.config.reap_interval, now);
-            self.reap(now);
         }
         if matches!(self.leave, Leave::Until(until_at) if now >= until_at) {
             self.end_leave();

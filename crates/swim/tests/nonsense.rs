@@ -141,6 +141,50 @@ fn any_input() -> impl Strategy<Value = Input> {
     ]
 }
 
+/// Found by the fuzz target `swim_core`.
+#[test]
+fn nothing_is_overdue_when_the_member_under_probe_was_forgotten() {
+    let describe = |n: u8| MemberState {
+        id: NodeId(Uuid::from_bytes([n; 16])),
+        name: format!("n{n}"),
+        address: SocketAddr::from(([10, 0, 0, n], 8301)),
+        datacenter: "dc1".to_owned(),
+        tags: BTreeMap::new(),
+    };
+    let rng = ChaCha8Rng::seed_from_u64(1);
+    let mut swim = Swim::new(Config::lan(), describe(1), Incarnation(5), rng, Instant::ZERO).unwrap();
+    let others = [2, 3].map(|n| RemoteMember {
+        member: Arc::new(describe(n)),
+        incarnation: Incarnation(1),
+        status: Status::Alive,
+        from: describe(n).id,
+    });
+    swim.learn(Instant::ZERO, &others);
+    let probed_at = swim.next_timeout();
+    swim.handle_timeout(probed_at);
+    let probed = std::iter::from_fn(|| swim.poll_output()).find_map(|output| match output {
+        Output::Packet { messages, .. } => messages.into_iter().find_map(|message| match message {
+            Message::Ping { target, .. } => Some(target),
+            _ => None,
+        }),
+        _ => None,
+    });
+    let member = probed.expect("somebody is probed");
+    let left = Message::Update(Update::Left {
+        member,
+        incarnation: Incarnation(1),
+        from: member,
+        prune: false,
+    });
+    swim.handle_packet(probed_at, describe(2).address, vec![left]);
+    // Suspended for so long that it is forgotten as soon as we run again, while its probe has all of its time left.
+    let now = probed_at + Duration::from_secs(30 * 3600);
+    swim.handle_timeout(now);
+    assert_eq!(swim.member_count(), 2);
+    assert!(swim.next_timeout() > now, "what was due is done");
+    swim.check();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
     #[test]
@@ -175,6 +219,7 @@ proptest! {
                 Input::Wait(duration) => {
                     now += duration;
                     swim.handle_timeout(now);
+                    prop_assert!(swim.next_timeout() > now, "what was due is done");
                 }
                 Input::OnTime(count) => {
                     for _ in 0..count {
