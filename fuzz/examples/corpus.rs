@@ -12,7 +12,7 @@ use quorate_dns_answer::{Name, encode_question, qtype};
 use quorate_store::{
     Command, Consistency, KvCommand, KvOperation, KvVerb, Operation, Outcome, Query, SessionCommand, StateHash, Store,
 };
-use quorate_swim::{MemberState, Message, Update};
+use quorate_swim::{Intent, MemberState, Message, PushPull, Refusal, RemoteMember, Status, Update};
 use quorate_types::{
     Check, Coordinate, Deregistration, Incarnation, Instant, KvPair, LogIndex, ModifyIndex, NodeCoordinate, NodeId,
     Registration, Service, Session, Uuid, WallTime,
@@ -202,9 +202,45 @@ fn gossip() -> io::Result<()> {
         )?;
         write("gossip_packet", &format!("body_{name}"), &[&[1], &packet[6..]].concat())?;
     }
+    let remote = |last: u8, status| RemoteMember {
+        member: Arc::new(MemberState {
+            id: id(last),
+            name: format!("n{last}"),
+            address: ([10, 0, 0, last], 8301).into(),
+            datacenter: "dc1".to_owned(),
+            tags: BTreeMap::new(),
+        }),
+        incarnation: Incarnation(1_795_360_406_000),
+        status,
+        from: id(last),
+    };
+    let intent = Intent {
+        member: id(3),
+        time: 4,
+        leave: Some(id(2)),
+    };
+    let state = PushPull {
+        from: id(2),
+        members: vec![
+            remote(2, Status::Alive),
+            remote(3, Status::Dead),
+            remote(4, Status::Suspect),
+        ],
+        payload: vec![1, 2],
+        is_whole: true,
+        digest: 77,
+        time: 5,
+        intents: vec![intent],
+    };
+    let refusal = Refusal::WrongDatacenter {
+        name: "n2".to_owned(),
+        datacenter: "dc2".to_owned(),
+    };
     for (name, message) in [
         ("ping", StreamMessage::Ping { target: id(1) }),
         ("ack", StreamMessage::Ack { target: id(1) }),
+        ("push_pull", StreamMessage::PushPull(state)),
+        ("refused", StreamMessage::Refused(refusal)),
     ] {
         let frame = encode_frame(&message).map_err(io::Error::other)?;
         write("gossip_packet", &format!("frame_{name}"), &[&[2], &frame[..]].concat())?;
@@ -421,6 +457,48 @@ fn commands() -> Vec<(&'static str, Vec<Command>)> {
             }],
         ),
     ]
+}
+
+/// Stories in the steps of the target: `hear` n2..n7, then what becomes of them.
+fn swim_core() -> io::Result<()> {
+    // A packet from 10.0.0.n:8301 with an alive of incarnation 5.
+    let alive = |n: u8| vec![0, n | 8, 1, 6, 0, n, n | 8, n, 5];
+    let pool: Vec<u8> = (2..=7).flat_map(alive).collect();
+    let accusation = |by: u8| [0, by | 8, 1, 6, 1, 2, 5, by];
+    let suspected: Vec<u8> = [3, 4, 5].into_iter().flat_map(accusation).collect();
+    let accused = [0, 8 | 2, 2, 6, 1, 1, 5, 2, 6, 2, 1, 5, 3];
+    // From 10.0.0.2:8301, two members and an intent: itself alive, and 9 dead; 3 is to leave, says 2.
+    let exchange = [
+        &[6, 8 | 2, 0, 2 | 8][..],
+        &[2, 8 | 2, 2, 5, 0, 2],
+        &[9, 8 | 1, 9, 5, 2, 9],
+        &[3, 4, 1, 2],
+        &[2, 1, 7, 3],
+    ]
+    .concat();
+    let stories: [(&str, u8, Vec<&[u8]>); 8] = [
+        ("probes_unanswered", 0, vec![&[10, 31, 10, 31, 10, 31, 10, 31, 10, 31]]),
+        (
+            "probes_answered",
+            0,
+            vec![&[10, 1, 8, 0, 10, 1, 8, 0, 10, 2, 8, 1, 7, 1, 1, 10, 3]],
+        ),
+        (
+            "suspected_to_the_end",
+            0,
+            vec![&suspected, &[10, 31, 10, 31, 10, 31, 9, 200, 16]],
+        ),
+        ("suspected_by_swim", 3, vec![&suspected, &[10, 31, 10, 31]]),
+        ("accused", 4, vec![&accused, &[10, 9]]),
+        ("exchanged", 0, vec![&exchange, &[10, 31, 14, 3, 14, 130, 9, 250, 20]]),
+        ("left", 2, vec![&[15, 9, 13, 0, 10, 20]]),
+        ("paused", 0, vec![&suspected, &[9, 200, 8, 10, 31, 13, 3, 200, 10, 31]]),
+    ];
+    for (name, choice, steps) in stories {
+        let input = [&[choice][..], &pool, &steps.concat()].concat();
+        write("swim_core", name, &input)?;
+    }
+    Ok(())
 }
 
 /// Behind two bytes of length.
@@ -710,6 +788,7 @@ fn main() -> io::Result<()> {
     sealed()?;
     dns()?;
     gossip()?;
+    swim_core()?;
     user_events()?;
     log_segment()?;
     snapshot()?;
