@@ -1091,3 +1091,37 @@ fn chain(err: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(incarnation: u64, time_ms: u64) -> KeptPast {
+        let lan = Past { incarnation, time_ms };
+        KeptPast {
+            lan,
+            wan: Past::default(),
+        }
+    }
+
+    #[test]
+    fn a_life_begins_above_all_that_may_have_been_used_between_two_looks() {
+        let look_ms = PAST_LOOK_INTERVAL.as_millis() as u64;
+        let mut on_disk = KeptPast::default();
+        for at_ms in (1_000_000..2_000_000_u64).step_by(usize::try_from(look_ms).expect("small")) {
+            // Killed just before the next look.
+            let used_ms = at_ms + look_ms;
+            if is_beyond(kept(1_000_000, at_ms), on_disk) {
+                on_disk = kept(1_000_000, at_ms);
+            }
+            let next = begun_above(on_disk);
+            assert!(
+                next.lan.time_ms > used_ms && next.lan.incarnation > 1_000_000,
+                "at {at_ms}"
+            );
+            // Nor so far above that those who did not restart seem to be of long ago.
+            assert!(next.lan.time_ms - at_ms <= 60_000, "at {at_ms}");
+        }
+        assert_eq!(begun_above(KeptPast::default()).lan.time_ms, 0);
+    }
+}

@@ -3,7 +3,7 @@
 
 use crate::{PATIENCE, alive, refused, refused_count, start_with, until, until_all_alive};
 use futures::future::BoxFuture;
-use quorate_gossip::{Encryption, Gossip, GossipConfig, KeyBytes, Keyring, KeyringRequest, NotKept, RingKey};
+use quorate_gossip::{Encryption, Gossip, GossipConfig, KeyBytes, Keyring, KeyringRequest, NotKept, Past, RingKey};
 use quorate_rt::production::{TokioRt, block_on};
 use quorate_rt::{Elapsed, Event, InterfaceAddress, ProcessOutput, ProcessSpec, Rng, Rt, Signal, Udp};
 use quorate_types::{Instant, NodeId, Uuid, WallTime};
@@ -384,6 +384,75 @@ fn what_was_recorded_is_of_no_use_hours_later_even_at_a_newcomer() {
             member.check();
         }
         assert!(refused(&newcomer, "unsynced") > 0 && refused(&newcomer, "stale") > 0);
+    });
+}
+
+#[test]
+fn what_was_recorded_wins_nothing_when_all_restart_with_clocks_behind() {
+    run(|rt| async move {
+        // An earlier life of the pool, whose clocks were ahead.
+        rt.skip(30);
+        let (one, two) = (start(&rt, 9, 1, 7).await, start(&rt, 9, 2, 7).await);
+        two.join(&[one.address()]).await.expect("join");
+        until_all_alive(&rt, &[&one, &two], &["n1", "n2"]).await;
+        let tags = BTreeMap::from([("role".to_owned(), "consul".to_owned())]);
+        two.set_tags(tags).await.expect("short tags");
+        until(&rt, "the news of n2 were sent", || {
+            one.members().iter().any(|member| member.is_server())
+        })
+        .await;
+        let recorded = rt.sent.lock().expect("no holder panics").clone();
+        assert!(!recorded.is_empty());
+        rt.skip(1);
+        let before = [one.past(), two.past()];
+        for member in [&one, &two] {
+            member.stop().await;
+        }
+
+        let behind = TapRt {
+            inner: rt.inner.clone(),
+            skipped: Arc::default(),
+            sent: Arc::default(),
+        };
+        let again = async |n: u8, past: Past| {
+            let config = GossipConfig {
+                past,
+                ..config(9, n, Some(encryption(7, true, true)))
+            };
+            start_with(&behind, config).await
+        };
+        let (one, two) = (again(1, before[0]).await, again(2, before[1]).await);
+        for (member, before) in [(&one, before[0]), (&two, before[1])] {
+            let past = member.past();
+            assert!(
+                past.incarnation > before.incarnation && past.time_ms >= before.time_ms,
+                "{past:?}"
+            );
+        }
+        two.join(&[one.address()]).await.expect("join");
+        until_all_alive(&behind, &[&one, &two], &["n1", "n2"]).await;
+        let udp = behind.udp_bind(SocketAddr::from((ip(9), 0))).await.expect("bind");
+        for packet in &recorded {
+            udp.send_to(packet, one.address()).await.expect("send");
+        }
+        until(&behind, "all that was recorded is refused", || {
+            refused(&one, "stale") >= recorded.len() as u64
+        })
+        .await;
+        let addresses: Vec<SocketAddr> = one.members().iter().map(|member| member.address).collect();
+        assert_eq!(addresses, [one.address(), two.address()]);
+
+        // Who keeps nothing of its past believes what it is sent, until others tell it the time.
+        let (naive, other) = (again(1, Past::default()).await, again(2, Past::default()).await);
+        other.join(&[naive.address()]).await.expect("join");
+        for packet in &recorded {
+            udp.send_to(packet, naive.address()).await.expect("send");
+        }
+        until(&behind, "it hears of a later time", || {
+            naive.past().time_ms + 60_000 > before[0].time_ms - 3_600_000
+        })
+        .await;
+        assert_eq!(refused(&naive, "stale"), 0);
     });
 }
 
