@@ -164,7 +164,7 @@ fn a_name_that_goes_to_who_claims_it_last_is_noticed() {
 
 #[test]
 fn servers_that_forget_everything_in_a_restart_are_noticed() {
-    check("agent/rolling_restart.toml", "restarts-lose-disks", "never_failed");
+    check("agent/rolling_restart.toml", "restarts-lose-disks", "require[");
 }
 
 #[test]
