@@ -170,6 +170,7 @@ impl<R: RaftRt> Agent<R> {
     fn collect(&self) {
         let inner = &self.inner;
         let telemetry = inner.router.telemetry();
+        telemetry.set(metric("runtime.metrics_dropped", &[]), telemetry.dropped_count() as f64);
         // Links that are sound again are told of no more.
         telemetry.clear(LINK);
         collect_pool(telemetry, &inner.gossip, "lan");

@@ -201,6 +201,10 @@ impl Telemetry {
         }
         timer
     }
+    /// Values of metrics for which there was no room.
+    pub(crate) fn dropped_count(&self) -> u64 {
+        locked(&self.0).dropped_count
+    }
     /// An interval is over, and the next begins.
     pub(crate) fn end_interval(&self, now: WallTime) {
         let mut registry = locked(&self.0);
@@ -343,6 +347,7 @@ mod tests {
             shown.gauges.len() + shown.counters.len() + shown.samples.len(),
             METRIC_COUNT_MAX
         );
+        assert!(telemetry.dropped_count() > 0);
         telemetry.clear("0");
         assert_eq!(
             telemetry.shown(&settings(), String::new()).gauges.len(),
