@@ -376,19 +376,22 @@ impl<R: RaftRt> Router<R> {
             return Response::Failed(CallError::Failed("this agent is no server".to_owned()));
         };
         self.telemetry.count(metric("rpc.request", &[]), 1);
+        // Many reads wait here, and each is as large as the largest arm that is not boxed.
         let response = match request {
             Request::Read(request) => self.read_here(replica, request).await.map(Response::Read),
-            Request::Write(request) => self.write_here(replica, request).await.map(Response::Write),
+            Request::Write(request) => Box::pin(self.write_here(replica, request)).await.map(Response::Write),
             Request::Status => Ok(Response::Status(self.status_here(replica))),
-            Request::RaftConfiguration { stale, hops } => self
-                .raft_configuration_here(replica, stale, hops)
+            Request::RaftConfiguration { stale, hops } => Box::pin(self.raft_configuration_here(replica, stale, hops))
                 .await
                 .map(Response::RaftConfiguration),
             Request::Datacenters => Ok(Response::Datacenters(self.datacenters_here())),
             Request::Keyring { operation, local_only } => {
-                Ok(Response::Keyring(self.keyring_here(operation, local_only).await))
+                let keyring = Box::pin(self.keyring_here(operation, local_only));
+                Ok(Response::Keyring(keyring.await))
             }
-            Request::RenewSession { id, hops } => self.renew_here(replica, id, hops).await.map(Response::Session),
+            Request::RenewSession { id, hops } => Box::pin(self.renew_here(replica, id, hops))
+                .await
+                .map(Response::Session),
             Request::UpdateCoordinate(coordinate) => {
                 self.pending_coordinates.push(coordinate);
                 Ok(Response::CoordinateTaken)

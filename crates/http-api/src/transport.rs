@@ -36,6 +36,9 @@ pub async fn answer<R: Rt, B: Backend>(
         Err(response) => *response,
         Ok(()) => {
             request.extensions_mut().insert(peer);
+            if request.uri().query().is_some_and(|query| query.contains("index=")) {
+                detach(&mut request);
+            }
             match router.oneshot(request).await {
                 Ok(response) => response,
                 Err(never) => match never {},
@@ -87,6 +90,21 @@ fn prepare(request: &mut Request<Body>, unprintable_allowed: bool) -> Result<(),
     }
     request.extensions_mut().insert(DecodedPath(Arc::from(path)));
     Ok(())
+}
+
+/// Lets go of the connection's buffer, which the head of a request is a part of: a read that waits would hold its 8 KiB for
+/// minutes, and many wait.
+fn detach(request: &mut Request<Body>) {
+    let uri = Bytes::from(request.uri().to_string());
+    if let Ok(uri) = Uri::from_maybe_shared(uri) {
+        *request.uri_mut() = uri;
+    }
+    for value in request.headers_mut().values_mut() {
+        let copy = HeaderValue::from_bytes(value.as_bytes());
+        let mut copy = copy.expect("what was a value is one");
+        copy.set_sensitive(value.is_sensitive());
+        *value = copy;
+    }
 }
 
 /// Go's `unicode.IsPrint` for each character: letters, marks, numbers, punctuation, symbols, and the ASCII space.
@@ -220,6 +238,25 @@ mod tests {
         ] {
             assert_eq!(clean_path(path), clean, "{path}");
         }
+    }
+
+    #[test]
+    fn a_request_that_waits_holds_no_part_of_the_connections_buffer() {
+        let buffer = Bytes::from("/v1/kv/a?index=7 secret".to_owned());
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = Uri::from_maybe_shared(buffer.slice(..16)).unwrap();
+        let mut token = HeaderValue::from_maybe_shared(buffer.slice(17..)).unwrap();
+        token.set_sensitive(true);
+        request.headers_mut().insert("x-consul-token", token);
+        assert!(!buffer.is_unique());
+        detach(&mut request);
+        assert!(buffer.is_unique());
+        let token = &request.headers()["x-consul-token"];
+        assert_eq!(
+            (request.uri().to_string().as_str(), token.to_str().unwrap()),
+            ("/v1/kv/a?index=7", "secret")
+        );
+        assert!(token.is_sensitive());
     }
 
     #[test]

@@ -636,12 +636,13 @@ impl<R: RaftRt> Replica<R> {
             (true, _) => ReadError::Stopped,
             (false, err) => ReadError::Fatal(self.fatal_reason().unwrap_or_else(|| err.to_string())),
         };
-        match inner.raft.get_read_linearizer(option).await {
+        // Boxed: these are large, seldom needed, and would be part of every read that waits for a change.
+        match Box::pin(inner.raft.get_read_linearizer(option)).await {
             Ok(linearizer) => {
                 if ack_age_max.is_zero() {
                     inner.clocks.ahead_nanos.store(ahead, Ordering::Relaxed);
                 }
-                linearizer.await_ready(&inner.raft).await.map_err(fatal)?;
+                Box::pin(linearizer.await_ready(&inner.raft)).await.map_err(fatal)?;
                 // Who led in one term before and after led in it when the read was made.
                 if let (Some((before, _)), Some((after, _))) = (led, self.led_term())
                     && before == after

@@ -107,18 +107,19 @@ impl<R: RaftRt, H: RequestHandler> Service for Answers<R, H> {
             if self.is_stopping.load(Ordering::Relaxed) {
                 return None;
             }
+            // Boxed but for requests, of which many wait: each is as large as the largest arm that is not.
             match (peer.kind, what) {
                 (ConnectionKind::Raft, What::Call) => {
                     let request = RaftRequest::decode(&body).ok()?;
-                    Some(self.raft_call(request).await.encode())
+                    Some(Box::pin(self.raft_call(request)).await.encode())
                 }
                 (ConnectionKind::Bulk, What::Call) => {
                     let request = BulkRequest::decode(&body).ok()?;
-                    Some(self.bulk_call(&peer, request).await.encode())
+                    Some(Box::pin(self.bulk_call(&peer, request)).await.encode())
                 }
                 (ConnectionKind::Request, What::Control) => {
                     let request = Control::decode(&body).ok()?;
-                    Some(self.control_call(request).await.encode())
+                    Some(Box::pin(self.control_call(request)).await.encode())
                 }
                 (ConnectionKind::Request, What::Call) => {
                     let request = codec::decode(&body, RPC_FRAME_LEN_BYTES_MAX).ok()?;
