@@ -252,6 +252,24 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
     Ok(())
 }
 
+/// Waits until a figure has moved by no more than `slack` for `period`.
+fn wait_until_still(what: &str, period: Duration, slack: f64, figure: impl Fn() -> Result<f64>) -> Result<()> {
+    let mut still = (Instant::now(), figure()?);
+    let mut failure = None;
+    wait_until(what, || match figure() {
+        Ok(now) if (now - still.1).abs() > slack => {
+            still = (Instant::now(), now);
+            false
+        }
+        Ok(_) => still.0.elapsed() >= period,
+        Err(err) => {
+            failure = Some(err);
+            true
+        }
+    })?;
+    failure.map_or(Ok(()), Err)
+}
+
 fn lists_itself(http: u16) -> bool {
     let answer = Connection::open(http).and_then(|mut connection| connection.get("/v1/health/service/consul?passing"));
     answer.is_ok_and(|body| body.windows(6).any(|window| window == b"\"Node\""))
@@ -444,6 +462,13 @@ fn register_watched(connection: &mut Connection, instances: std::ops::Range<usiz
 
 const WATCHED: &str = "/v1/health/service/watched?passing";
 
+/// Servers that use no more than this much of a processor for this long have nothing left to take.
+const SERVERS_REST: Duration = Duration::from_millis(200);
+const BUSY_CPU_SECONDS: f64 = 0.02;
+/// Memory that moves by no more than this for this long is what the waiting reads cost.
+const MEMORY_RESTS: Duration = Duration::from_secs(1);
+const MEMORY_SLACK_BYTES: f64 = 1e6;
+
 /// A change until all watchers have it, and what a waiting read costs.
 fn watch(subject: &Subject, figures: &mut Figures) -> Result<()> {
     let folder = Folder(temporary_file(&format!("{}-watch", subject.name)));
@@ -451,6 +476,7 @@ fn watch(subject: &Subject, figures: &mut Figures) -> Result<()> {
     let agents = three_servers(subject, &folder.0)?;
     let mut writer = Connection::open(agents[0].http)?;
     register_watched(&mut writer, 0..INSTANCES, 1)?;
+    let cpu = || -> Result<f64> { agents.iter().map(|agent| Ok(agent.usage()?.0)).sum() };
     let mut watchers = Vec::new();
     for n in 0..WATCHERS {
         watchers.push(Connection::open(agents[n % agents.len()].http)?);
@@ -461,11 +487,8 @@ fn watch(subject: &Subject, figures: &mut Figures) -> Result<()> {
             let index = watcher.index;
             watcher.ask("GET", &format!("{WATCHED}&index={index}&wait=10m"), b"")?;
         }
-        // They are on their way: a change is timed once all of them wait, which an answer behind them on each server shows.
-        for agent in &agents {
-            Connection::open(agent.http)?.get("/v1/status/leader")?;
-        }
-        std::thread::sleep(Duration::from_millis(200));
+        // They are on their way: a change is timed once the servers have taken all of them and rest.
+        wait_until_still("the servers rest", SERVERS_REST, BUSY_CPU_SECONDS, cpu)?;
         let changed_at = Instant::now();
         register_watched(&mut writer, 0..1, 1000 + change)?;
         for watcher in &mut watchers {
@@ -499,7 +522,7 @@ fn watch(subject: &Subject, figures: &mut Figures) -> Result<()> {
         ensure!(line == "held\n", "the reads that wait were not taken");
         holders.push(holder);
     }
-    std::thread::sleep(Duration::from_secs(2));
+    wait_until_still("the memory stays as it is", MEMORY_RESTS, MEMORY_SLACK_BYTES, memory)?;
     let each = (memory()? - before) / (PARKED / 3 * 3) as f64;
     figures.add("rss per waiting read, kB", subject, each / 1e3);
     for mut holder in holders {
